@@ -1,0 +1,192 @@
+"""A checkpoint is a folder: ``model.safetensors``, ``config.json`` (the card) and a README for people.
+
+Reading needs no torch; nothing is ever unpickled. The card carries the SHA-256 of the weights, and reading is strict:
+whatever does not fit ends in one ``CheckpointError`` that says what and where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from scala_model.card import CardError, complete_card, config_from_card, render_readme
+from scala_model.config import ScalaConfig
+from scala_model.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from scala_model.vit import ScalaViT
+
+WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
+DEFAULT = "scala-xs-tiny-imagenet"
+
+
+class CheckpointError(ValueError):
+    """The folder is not a checkpoint of ours, or it is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds: the shape, the card as read, and the weights as they lie on disk (float32 or float16)."""
+
+    config: ScalaConfig
+    card: dict[str, Any]
+    weights: Mapping[str, np.ndarray[Any, Any]]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.card["preprocessing"].items()})
+
+
+def default_checkpoint() -> Path:
+    """The folder of the checkpoint that comes with the package."""
+    package = Path(__file__).parent
+    inside, beside = package / "checkpoints" / DEFAULT, package.parent / "checkpoints" / DEFAULT
+    return inside if inside.is_dir() else beside
+
+
+def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read and verify a checkpoint without torch.
+
+    Raises CheckpointError: a missing, unreadable or truncated file, a checksum that differs, a card that lacks or adds
+    something, weights whose names or shapes are not those of the architecture.
+    """
+    folder = Path(folder)
+    card = _read_card(folder)
+    try:
+        config = config_from_card(card)
+    except CardError as error:
+        raise CheckpointError(f"{folder / CARD}: {error}") from None
+    data = _read_bytes(folder / WEIGHTS)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card["weights_sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged or not the file that {CARD} describes: its SHA-256 is {digest[:12]}…, "
+            f"the card says {str(card['weights_sha256'])[:12]}…; copy the checkpoint again"
+        )
+    try:
+        weights = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
+    _check_weights(folder / WEIGHTS, weights, expected_shapes(config))
+    return Checkpoint(config, card, weights)
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> ScalaViT:
+    """The network of a checkpoint: float32, evaluation mode, ``.card`` its config.json.
+
+    Raises CheckpointError as ``read_checkpoint`` does.
+    """
+    return build_model(read_checkpoint(folder))
+
+
+def build_model(checkpoint: Checkpoint) -> ScalaViT:
+    """The network in float32 and evaluation mode from a checkpoint already read."""
+    import torch
+
+    from scala_model.vit import ScalaViT
+
+    with torch.device("meta"):
+        model = ScalaViT(checkpoint.config)
+    weights = {name: torch.from_numpy(array.astype(np.float32)) for name, array in checkpoint.weights.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.card = checkpoint.card
+    return model.eval()
+
+
+def save_checkpoint(folder: str | os.PathLike[str], model: ScalaViT, card: Mapping[str, Any] | None = None) -> None:
+    """Write a model as a checkpoint, its weights in their own precision (``model.half()`` halves the file).
+
+    What ``card`` (default: ``model.card``) leaves out is filled in: shape, cost of each width, numbered classes, default
+    preprocessing, accuracy null. Each file is replaced as a whole, the card last. Raises ValueError when the card
+    contradicts the model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items()}
+    data = safetensors.numpy.save(arrays)
+    full = complete_card(model.config, folder.resolve().name, model.card if card is None else card)
+    full["weights_sha256"] = hashlib.sha256(data).hexdigest()
+    _replace(folder / WEIGHTS, data)
+    write_card(folder, full)
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write ``config.json`` and the README made from it."""
+    _replace(folder / README, render_readme(card).encode())
+    _replace(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def expected_shapes(config: ScalaConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state dict, as DeiT and timm publish them."""
+    dim, hidden, patch = config.embed_dim, config.hidden_dim, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, config.num_tokens, dim),
+        "patch_embed.proj.weight": (dim, 3, patch, patch),
+        "patch_embed.proj.bias": (dim,),
+    }
+    for i in range(config.depth):
+        matrices = {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
+        for name, shape in matrices.items():
+            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"blocks.{i}.{name}.weight": (dim,), f"blocks.{i}.{name}.bias": (dim,)}
+    norm = "fc_norm" if config.global_pool == "avg" else "norm"
+    shapes |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
+    for head in ("head", "head_dist") if config.distilled else ("head",):
+        shapes |= {f"{head}.weight": (config.num_classes, dim), f"{head}.bias": (config.num_classes,)}
+    return shapes | ({"dist_token": (1, 1, dim)} if config.distilled else {})
+
+
+def _check_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if missing := sorted(shapes.keys() - weights.keys()):
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    if unexpected := sorted(weights.keys() - shapes.keys()):
+        raise CheckpointError(f"{path} holds {', '.join(unexpected)}, which the architecture in {CARD} does not have")
+    for name, array in weights.items():
+        if array.shape != shapes[name]:
+            raise CheckpointError(f"{path}: {name} has shape {array.shape}; the architecture needs {shapes[name]}")
+        if array.dtype not in (np.float16, np.float32):
+            raise CheckpointError(f"{path}: {name} is {array.dtype}; weights are float16 or float32")
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read_bytes(folder / CARD))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder / CARD} is not JSON: {error}") from None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{folder / CARD} must hold a JSON object")
+    return card
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: a checkpoint is a folder with {WEIGHTS} and {CARD}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def architecture_of(config: ScalaConfig) -> dict[str, Any]:
+    """The configuration as the card writes it."""
+    return asdict(config)

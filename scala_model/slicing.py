@@ -1,0 +1,38 @@
+"""THE rule which channels a width uses (Scala, section 3.1, Isolated Activation).
+
+The smallest and the largest width use the first C channels of everything; every width in between uses the last C.
+A middle width r and the smallest s therefore share only max(0, r + s - 1) of the channels. In the fused qkv matrix the
+3C active rows are one contiguous block at the same end, not C rows of each third.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scala_model.config import ScalaConfig
+from scala_model.width import Width
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """The active channels of one width. ``embed`` of D, ``qkv`` of 3D, ``hidden`` of the MLP's hidden channels."""
+
+    embed: slice
+    qkv: slice
+    hidden: slice
+
+
+def slices_of(config: ScalaConfig, width: Width, *, isolated: bool = True) -> Slices:
+    """The channels that ``width`` activates. ``isolated=False`` is the ablation: every width a prefix."""
+    prefix = not isolated or width in (config.widths[0], config.widths[-1])
+    embed = width.channels(config.embed_dim)
+    hidden = width.channels(config.hidden_dim)
+    return Slices(
+        embed=_end(config.embed_dim, embed, prefix),
+        qkv=_end(3 * config.embed_dim, 3 * embed, prefix),
+        hidden=_end(config.hidden_dim, hidden, prefix),
+    )
+
+
+def _end(full: int, active: int, prefix: bool) -> slice:
+    return slice(0, active) if prefix else slice(full - active, full)

@@ -1,0 +1,1 @@
+"""Training and evaluation of Scala networks (needs the ``train`` extra)."""

@@ -1,0 +1,127 @@
+"""From the bytes of a request to the pixels the network wants, or to the error that says why not.
+
+Bytes come from strangers: formats are a short list, sizes are checked before pixels are decoded, and whatever Pillow's
+parsers stumble over is one of our errors.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
+
+from scala_model.preprocess import Preprocessing, to_pixels
+from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
+
+_MEDIA_TYPES_OF = {
+    "JPEG": ("image/jpeg", "image/jpg"),
+    "PNG": ("image/png",),
+    "WEBP": ("image/webp",),
+    "GIF": ("image/gif",),
+    "BMP": ("image/bmp", "image/x-ms-bmp"),
+    "TIFF": ("image/tiff",),
+    "AVIF": ("image/avif",),
+}
+IMAGE_FORMATS = tuple(name for name in _MEDIA_TYPES_OF if name != "AVIF" or features.check("avif"))
+MEDIA_TYPES = tuple(media_type for name in IMAGE_FORMATS for media_type in _MEDIA_TYPES_OF[name])
+
+# Types that say nothing about the bytes, which then speak for themselves. The last is what `curl --data-binary` sends.
+_SNIFFED = ("", "application/octet-stream", "image/*", "application/x-www-form-urlencoded")
+_MAGIC_BYTES = 16  # as many as Pillow looks at
+
+_JPEG_START = b"\xff\xd8"
+# A segment that tells Pillow a resolution, which it would otherwise dig out of EXIF when it opens a JPEG: garbage there
+# would cost a good image, and 20 MB of garbage ten seconds. Its fifth byte hides it from libjpeg, to which JFIF would
+# also say that the colours are YCbCr.
+_RESOLUTION = b"\xff\xe0\x00\x0eJFIF+\x01\x01\x01\x00\x48\x00\x48"
+
+
+def check_media_type(declared: str | None) -> None:
+    """Raises ``UnsupportedImage`` unless ``declared``, a Content-Type, is an image type we read or leaves it open."""
+    media_type = (declared or "").partition(";")[0].strip().lower()
+    if media_type not in _SNIFFED and media_type not in MEDIA_TYPES:
+        raise UnsupportedImage(
+            f"The declared type {media_type[:100]!r} is not an image type we read; "
+            f"send one of {', '.join(MEDIA_TYPES)}, or no type at all."
+        )
+
+
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares.
+
+    Building one makes two settings that Pillow knows for the whole process only, so that no request has to: its own
+    size limit is raised to ``max_pixels`` where it is lower, and its warnings, whose texts a request can make up, reach
+    neither the log nor Python's ever-growing list of warnings given.
+    """
+
+    spec: Preprocessing
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        Image.init()  # all plugins now, instead of in the first request
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __call__(self, body: bytes) -> NDArray[np.uint8]:
+        """The image's pixels, uint8 (image_size, image_size, 3).
+
+        Raises ``BadRequest`` for an empty body, ``UnsupportedImage`` for bytes that are no image we know, ``TooLarge``
+        before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that fails to decode.
+        """
+        if not body:
+            raise BadRequest("The image is empty; send the bytes of an encoded image.")
+        try:
+            return self._decode(body)
+        except RequestError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            num_pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
+            raise self._too_large(num_pixels) from error
+        except UnidentifiedImageError as error:
+            raise _unidentified(body) from error
+        except Exception as error:  # the plugins raise whatever their parsers stumble over, even MemoryError
+            raise _broken() from error
+
+    def _decode(self, body: bytes) -> NDArray[np.uint8]:
+        if body.startswith(_JPEG_START):
+            body = _JPEG_START + _RESOLUTION + body[len(_JPEG_START) :]
+        with Image.open(io.BytesIO(body), formats=IMAGE_FORMATS) as image:
+            for width, height in _declared_sizes(image):
+                if width * height > self.max_pixels:
+                    raise self._too_large(f"{width} x {height} = {width * height}")
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time. Twice the size that we need is left,
+            # so that the final, antialiased resize decides what the image looks like. A square fits both orientations.
+            enough = 2 * self.spec.shorter_side
+            image.draft("RGB", (enough, enough))
+            return to_pixels(image, self.spec)
+
+    def _too_large(self, num_pixels: str) -> TooLarge:
+        return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+
+
+def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """What decoding allocates, as (width, height) in pixels."""
+    yield image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile may be larger than its image: 0.9 MB can hold one of 30000 x 30000 pixels in an image of 64 x 64.
+        tags = image.tag_v2
+        yield int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
+
+
+def _unidentified(body: bytes) -> RequestError:
+    """Pillow says the same of a damaged header as of no image at all; the first bytes tell them apart."""
+    accepts = (Image.OPEN[name][1] for name in IMAGE_FORMATS)
+    if any(accept is not None and accept(body[:_MAGIC_BYTES]) for accept in accepts):
+        return _broken()
+    return UnsupportedImage(f"The bytes are no image we recognise; we read {', '.join(IMAGE_FORMATS)}.")
+
+
+def _broken() -> BrokenImage:
+    return BrokenImage("The image is damaged or incomplete; check that it opens in an image viewer and send all of it.")

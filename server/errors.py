@@ -1,0 +1,61 @@
+"""Everything that can go wrong with a request, as one tree.
+
+A request meets the errors in this order: it is malformed (``BadRequest``), too big (``TooLarge``), not an
+image type we read (``UnsupportedImage``) or an image that fails to decode (``BrokenImage``); no trained width
+could ever answer it (``Impossible``) or none can just now (``Shed``); the server is starting or leaving
+(``Unavailable``); its deadline passed (``Expired``). The caller may also have gone away (``Gone``). HTTP statuses
+are the edge's affair: see ``routes/problem.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class RequestError(Exception):
+    """A request ended without an answer. ``detail`` is one sentence for the caller; ``extra`` names remedies."""
+
+    def __init__(self, detail: str, *, extra: Mapping[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = dict(extra or {})
+
+
+class BadRequest(RequestError, ValueError):
+    """Something in the request is not what it must be; the detail names the value and the remedy."""
+
+
+class TooLarge(RequestError, ValueError):
+    """More bytes or pixels than the configured limit."""
+
+
+class UnsupportedImage(RequestError, ValueError):
+    """The declared type is not an image type we read, or the bytes are nothing we recognise."""
+
+
+class BrokenImage(RequestError, ValueError):
+    """A recognised image that fails to decode."""
+
+
+class Impossible(RequestError, ValueError):
+    """No trained width can satisfy this on this machine, even when it is idle; ``extra`` lists what can."""
+
+
+class Shed(RequestError):
+    """Refused for load. ``retry_after_s`` is when trying again makes sense, in seconds."""
+
+    def __init__(self, detail: str, *, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(RequestError):
+    """The server is starting, draining or unhealthy."""
+
+
+class Expired(RequestError):
+    """Admitted, but the deadline came first."""
+
+
+class Gone(RequestError):
+    """The client went away before its answer was ready."""

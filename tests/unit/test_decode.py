@@ -1,0 +1,493 @@
+"""Bytes to pixels, or to one of the contract's errors: never anything else, whatever the bytes are."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+
+from scala_model.preprocess import Preprocessing, to_pixels
+from server import decode
+from server.decode import IMAGE_FORMATS, MEDIA_TYPES, ImageDecoder, check_media_type
+from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
+
+SPEC = Preprocessing(64)
+MAX_PIXELS = 50_000_000
+NUM_MUTATIONS = 300
+
+
+@pytest.fixture(autouse=True)
+def _pillow_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what a decoder raises
+
+
+@pytest.fixture
+def decoder() -> ImageDecoder:
+    return ImageDecoder(SPEC, MAX_PIXELS)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth and colourful, as photos are."""
+    coarse = np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def samples() -> dict[str, bytes]:
+    """Every format, and the variants that take another path through Pillow."""
+    image = photo(48, 36)
+    frames = {"save_all": True, "append_images": [image.rotate(90)]}
+    bodies = {name: encoded(image, name, exif=oriented(6)) for name in IMAGE_FORMATS}
+    return bodies | {
+        "progressive JPEG": encoded(image, "JPEG", progressive=True),
+        "CMYK JPEG": encoded(image.convert("CMYK"), "JPEG"),
+        "two-image JPEG": encoded(image, "MPO", **frames),
+        "palette PNG": encoded(image.quantize(16), "PNG", transparency=bytes(range(0, 256, 16))),
+        "animated PNG": encoded(image, "PNG", **frames),
+        "lossless WEBP": encoded(image, "WEBP", lossless=True),
+        "animated WEBP": encoded(image, "WEBP", **frames),
+        "animated GIF": encoded(image, "GIF", **frames),
+        "LZW TIFF": encoded(image, "TIFF", compression="tiff_lzw"),
+        "JPEG TIFF": encoded(image, "TIFF", compression="jpeg"),
+    }
+
+
+SAMPLES = samples()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *, chunks: bytes = b"", pixels: bytes = b"") -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(pixels)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + chunks + data
+
+
+def jpeg_segments(marker: int, head: bytes, data: bytes) -> bytes:
+    parts = [head + data[start : start + 65000] for start in range(0, len(data), 65000)]
+    return b"".join(struct.pack(">BBH", 0xFF, marker, len(part) + 2) + part for part in parts)
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    body = SAMPLES["progressive JPEG"]
+    assert body[2:4] == b"\xff\xe0"
+    return body[:2] + segments + body[20:]  # without the JFIF segment: its resolution would keep Pillow out of EXIF
+
+
+def tiff_directory(*tags: tuple[int, int, int, int]) -> bytes:
+    entries = b"".join(struct.pack("<HHLL", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + struct.pack("<L", 0)
+
+
+# -- declared types
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        None,
+        "",
+        "application/octet-stream",
+        "image/*",
+        "application/x-www-form-urlencoded",
+        "IMAGE/JPEG",
+        "image/png; charset=binary",
+        " image/webp ;q=1",
+        *MEDIA_TYPES,
+    ],
+)
+def test_image_types_and_types_that_say_nothing_pass(declared: str | None) -> None:
+    check_media_type(declared)
+
+
+@pytest.mark.parametrize(
+    "declared", ["image/svg+xml", "text/html; charset=utf-8", "application/json", "image", "x" * 9999]
+)
+def test_other_types_are_refused_with_the_types_we_read(declared: str) -> None:
+    with pytest.raises(UnsupportedImage) as refusal:
+        check_media_type(declared)
+    assert declared.partition(";")[0][:100] in refusal.value.detail
+    assert "image/jpeg" in refusal.value.detail
+    assert len(refusal.value.detail) < 400
+
+
+# -- good images
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_format_decodes_as_its_preprocessing_says(decoder: ImageDecoder, name: str) -> None:
+    pixels = decoder(SAMPLES[name])
+    assert pixels.shape == (64, 64, 3)
+    assert pixels.dtype == np.uint8
+    with Image.open(io.BytesIO(SAMPLES[name])) as image:
+        np.testing.assert_array_equal(pixels, to_pixels(image, SPEC))
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+def test_one_pixel_is_an_image(decoder: ImageDecoder, image_format: str) -> None:
+    pixels = decoder(encoded(Image.new("RGB", (1, 1), (200, 100, 50)), image_format))
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 12
+
+
+def test_a_jpeg_that_stores_rgb_keeps_its_colours(decoder: ImageDecoder) -> None:
+    pixels = decoder(encoded(Image.new("RGB", (64, 64), (200, 30, 90)), "JPEG", keep_rgb=True, quality=95))
+    assert np.abs(pixels.astype(int) - (200, 30, 90)).max() <= 2
+
+
+def test_threads_share_nothing(decoder: ImageDecoder) -> None:
+    bodies = [body for body in SAMPLES.values() for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        for body, pixels in zip(bodies, pool.map(decoder, bodies), strict=True):
+            np.testing.assert_array_equal(pixels, decoder(body))
+
+
+# -- the fast path for large JPEGs
+
+
+def full(body: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(body)) as image:
+        return to_pixels(image, SPEC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_fast_path_agrees_with_the_full_one(decoder: ImageDecoder, mode: str, orientation: int) -> None:
+    body = encoded(photo(3000, 2000).convert(mode), "JPEG", quality=90, exif=oriented(orientation))
+    assert np.abs(decoder(body).astype(int) - full(body).astype(int)).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("shorter", "decoded"),
+    [(64, 64), (255, 255), (256, 128), (511, 256), (512, 128), (1023, 256), (1024, 128), (4096, 512)],
+)
+def test_twice_the_target_is_always_decoded(
+    decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch, shorter: int, decoded: int
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def recorded(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
+        sizes.append(image.size)
+        return np.zeros((64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(decode, "to_pixels", recorded)
+    decoder(encoded(Image.new("L", (shorter, shorter + 8)), "JPEG"))
+    assert min(sizes[0]) == decoded
+
+
+def test_small_images_take_the_full_path(decoder: ImageDecoder) -> None:
+    body = encoded(photo(300, 255), "JPEG")
+    np.testing.assert_array_equal(decoder(body), full(body))
+
+
+# -- no image at all
+
+
+def test_an_empty_body_is_a_bad_request(decoder: ImageDecoder) -> None:
+    with pytest.raises(BadRequest):
+        decoder(b"")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\0",
+        b"hello",
+        b"%PDF-1.7",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        bytes(1000),
+        encoded(Image.new("RGB", (32, 32)), "PPM"),
+        encoded(Image.new("RGB", (32, 32)), "ICO"),
+    ],
+)
+def test_what_is_no_image_that_we_read_is_unsupported(decoder: ImageDecoder, body: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="JPEG, PNG"):
+        decoder(body)
+
+
+# -- too many pixels
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ImageFile.ImageFile) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+
+
+def gif(width: int, height: int) -> bytes:
+    """A screen of 1 x 1 with a frame that is larger, and that asks for the background to be restored after it."""
+    control = b"!\xf9\x04\x08\0\0\0\0"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+        + control
+        + b","
+        + struct.pack("<HHHHB", 0, 0, width, height, 0)
+        + b"\x02\0;"
+    )
+
+
+def bmp(width: int, height: int) -> bytes:
+    return (
+        b"BM" + struct.pack("<LLL", 0, 0, 54) + struct.pack("<LllHHLLllLL", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    )
+
+
+def webp(width: int, height: int) -> bytes:
+    body = SAMPLES["animated WEBP"]
+    return body[:24] + struct.pack("<L", width - 1)[:3] + struct.pack("<L", height - 1)[:3] + body[30:]
+
+
+def tiff(width: int, height: int) -> bytes:
+    return tiff_directory(
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, 1),
+        (279, 4, 1, 8),
+    )
+
+
+@pytest.mark.usefixtures("no_decoding")
+@pytest.mark.parametrize("bomb", [png, gif, bmp, webp, tiff])
+@pytest.mark.parametrize(("width", "height"), [(8000, 8000), (11000, 11000), (16000, 16000)])
+def test_a_bomb_of_any_format_is_too_large(
+    decoder: ImageDecoder, bomb: Callable[[int, int], bytes], width: int, height: int
+) -> None:
+    with pytest.raises(TooLarge) as refusal:
+        decoder(bomb(width, height))
+    assert str(width * height) in refusal.value.detail
+    assert str(MAX_PIXELS) in refusal.value.detail
+
+
+@pytest.mark.usefixtures("no_decoding")
+def test_a_png_of_20000_x_20000_is_refused_at_once(decoder: ImageDecoder) -> None:
+    body = png(20000, 20000)
+    started = time.perf_counter()
+    with pytest.raises(TooLarge, match=r"400000000.*50000000"):
+        decoder(body)
+    assert time.perf_counter() - started < 0.1
+
+
+def test_a_small_tiff_with_a_huge_tile_is_too_large(decoder: ImageDecoder) -> None:
+    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    tile = [(322, 4, 1, 30000), (323, 4, 1, 30000), (324, 4, 1, 8), (325, 4, 1, 8)]
+    with pytest.raises(TooLarge, match="30000 x 30000"):
+        decoder(tiff_directory(*tags, *tile))
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    body = encoded(photo(50, 40), "PNG")
+    assert ImageDecoder(SPEC, 2000)(body).shape == (64, 64, 3)
+    with pytest.raises(TooLarge, match=r"50 x 40 = 2000.*1999"):
+        ImageDecoder(SPEC, 1999)(body)
+
+
+def test_a_limit_above_pillows_own_decodes_without_a_warning() -> None:
+    decoder = ImageDecoder(Preprocessing(8), 200_000_000)
+    body = encoded(Image.new("L", (10000, 10000)), "JPEG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decoder(body).shape == (8, 8, 3)
+
+
+# -- broken images
+
+
+def only_contract_errors(decoder: ImageDecoder, bodies: Iterator[bytes]) -> int:
+    """How many of ``bodies`` failed. An exception that is not of the contract ends the test."""
+    num_failed = 0
+    for body in bodies:
+        try:
+            pixels = decoder(body)
+        except RequestError:
+            num_failed += 1
+        else:
+            assert pixels.shape == (64, 64, 3)
+    return num_failed
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP"])
+def test_half_an_image_is_broken(decoder: ImageDecoder, name: str) -> None:
+    body = SAMPLES.get(name, SAMPLES["JPEG"])  # some Pillows read no AVIF
+    with pytest.raises(BrokenImage) as broken:
+        decoder(body[: len(body) // 2])
+    assert broken.value.__cause__ is not None
+    assert "PIL" not in broken.value.detail
+    assert "<" not in broken.value.detail
+
+
+def test_a_damaged_header_is_broken_and_not_unrecognised(decoder: ImageDecoder) -> None:
+    for body in (SAMPLES["PNG"][:20], SAMPLES["JPEG"][:10], SAMPLES["GIF"][:8], SAMPLES["TIFF"][:9]):
+        with pytest.raises(BrokenImage):
+            decoder(body)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_truncation_anywhere_ends_in_the_contract(decoder: ImageDecoder, name: str) -> None:
+    body = SAMPLES[name]
+    cuts = sorted({*range(1, min(len(body), 100)), *range(100, len(body), max(1, len(body) // 100))})
+    assert only_contract_errors(decoder, (body[:cut] for cut in cuts)) >= len(cuts) // 3
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_mutation_anywhere_ends_in_the_contract(decoder: ImageDecoder, name: str) -> None:
+    rng = np.random.default_rng(11)
+
+    def mutated() -> bytes:
+        body = bytearray(SAMPLES[name])
+        reach = len(body) if rng.random() < 0.5 else min(len(body), 300)  # the header is where parsers live
+        for position in rng.integers(0, reach, rng.choice([1, 2, 4, 16])):
+            body[position] = rng.integers(256)
+        return bytes(body)
+
+    assert only_contract_errors(decoder, (mutated() for _ in range(NUM_MUTATIONS))) > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(),
+        struct.error(),
+        SyntaxError(),
+        ValueError(),
+        EOFError(),
+        zlib.error(),
+        MemoryError(),
+        IndexError(),
+        KeyError(),
+        TypeError(),
+        OverflowError(),
+        ZeroDivisionError(),
+        AttributeError(),
+        AssertionError(),
+        RuntimeError(),
+        SystemError(),
+        RecursionError(),
+    ],
+)
+def test_whatever_a_plugin_raises_is_a_broken_image(
+    decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(BrokenImage) as broken:
+        decoder(SAMPLES["PNG"])
+    assert broken.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("9"), Image.DecompressionBombWarning("9")])
+def test_pillows_own_limit_is_ours(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(TooLarge, match=f"9 pixels.*{MAX_PIXELS}"):
+        decoder(SAMPLES["PNG"])
+
+
+# -- hostile metadata
+
+
+def exif_with(tag: int, kind: int, count: int, data: bytes) -> bytes:
+    """One tag whose data, if any, follows the directory."""
+    return tiff_directory((tag, kind, count, 26 if data else 0)) + data
+
+
+GARBAGE = {
+    "no directory": b"garbage",
+    "directory nowhere": b"II*\0\xff\xff\xff\xff",
+    "directory cut short": b"MM\0*\0\0\0\x08\0\x09\0",
+    "orientation of ratios": exif_with(0x0112, 5, 1, struct.pack("<LL", 1, 0)),
+    "orientation of text": exif_with(0x0112, 2, 20, b"upside down or so...."),
+    "orientation of many numbers": exif_with(0x0112, 3, 30, bytes(60)),
+    "orientation of none": exif_with(0x0112, 3, 0, b""),
+    # Pillow looks for a resolution when it opens a JPEG, and stumbles over a single byte that should be a ratio.
+    "resolution of a byte": tiff_directory((0x0128, 3, 1, 2), (0x011A, 7, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("exif", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_in_exif_costs_no_good_image(decoder: ImageDecoder, exif: bytes) -> None:
+    plain = decoder(SAMPLES["progressive JPEG"])
+    np.testing.assert_array_equal(decoder(jpeg_with(jpeg_segments(0xE1, b"Exif\0\0", exif))), plain)
+    pixels = b"\0" + bytes([10, 20, 30])
+    assert decoder(png(1, 1, chunks=png_chunk(b"eXIf", exif), pixels=pixels))[0, 0].tolist() == [10, 20, 30]
+
+
+def test_huge_exif_is_not_read(decoder: ImageDecoder) -> None:
+    num_ratios = 500_000  # Pillow takes two seconds to read as many
+    directory = tiff_directory((0x0128, 3, 1, 2), (0x011A, 5, num_ratios, 38))
+    exif = directory + struct.pack("<LL", 1, 3) * num_ratios
+    body = jpeg_with(jpeg_segments(0xE1, b"Exif\0\0", exif))
+    started = time.perf_counter()
+    np.testing.assert_array_equal(decoder(body), decoder(SAMPLES["progressive JPEG"]))
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        jpeg_segments(0xE2, b"ICC_PROFILE\0\1\1", bytes(1_000_000)),
+        jpeg_segments(0xE2, b"MPF\0", b"II*\0garbage"),
+        jpeg_segments(0xED, b"Photoshop 3.0\0", b"8BIM\x03\xed\0\0\xff\xff\xff\xff"),
+        jpeg_segments(0xFE, b"", b"comment" * 100_000),
+        jpeg_segments(0xE1, b"http://ns.adobe.com/xap/1.0/\0", b'tiff:Orientation="9'),
+    ],
+    ids=["profile", "multi-picture", "photoshop", "comment", "xmp"],
+)
+def test_other_metadata_costs_no_good_jpeg(decoder: ImageDecoder, segments: bytes) -> None:
+    np.testing.assert_array_equal(decoder(jpeg_with(segments)), decoder(SAMPLES["progressive JPEG"]))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        png_chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(50_000_000))),
+        png_chunk(b"iCCP", b"bomb\0\0" + zlib.compress(bytes(50_000_000))),
+        png_chunk(b"tEXt", b"long\0" + b"x" * 1_000_000) * 10,
+        png_chunk(b"tEXt", b"transparency\0x"),
+        png_chunk(b"tEXt", b"bbox\0x"),
+        png_chunk(b"tEXt", b"Raw profile type exif\0\n\n\nnot hexadecimal"),
+        png_chunk(b"acTL", struct.pack(">LL", 0, 0)),
+        png_chunk(b"acTL", struct.pack(">LL", 2**31, 0)),
+        png_chunk(b"PLTE", bytes(7)),
+        png_chunk(b"tRNS", b"\0"),
+    ],
+)
+def test_hostile_chunks_end_in_the_contract(decoder: ImageDecoder, chunks: bytes) -> None:
+    only_contract_errors(decoder, iter([png(1, 1, chunks=chunks, pixels=bytes(4))]))
+
+
+def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.filterwarnings("always")
+    ImageDecoder(SPEC, MAX_PIXELS)
+    only_contract_errors(decoder, iter([SAMPLES["TIFF"][:40], gif(11000, 11000), png(11000, 11000)]))
+    assert not recwarn.list
