@@ -11,7 +11,17 @@ from scala_model.cost import cost_of
 from scala_model.preprocess import Preprocessing
 
 FORMAT = 1
-REQUIRED = ("format", "name", "architecture", "widths", "classes", "preprocessing", "evaluation", "training", "weights_sha256")
+REQUIRED = (
+    "format",
+    "name",
+    "architecture",
+    "widths",
+    "classes",
+    "preprocessing",
+    "evaluation",
+    "training",
+    "weights_sha256",
+)
 
 
 class CardError(ValueError):
@@ -27,17 +37,26 @@ def config_from_card(card: Mapping[str, Any]) -> ScalaConfig:
     if card["format"] != FORMAT:
         raise CardError(f"is of format {card['format']!r}; this version reads format {FORMAT}")
     architecture = _known("architecture", card["architecture"], ScalaConfig)
-    preprocessing = _known("preprocessing", card["preprocessing"], Preprocessing)
     try:
         config = ScalaConfig(**architecture)
-        Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()})
-    except (TypeError, ValueError) as error:
+        preprocessing = preprocessing_from_card(card)
+    except (TypeError, ValueError, OverflowError) as error:
         raise CardError(f"describes no possible network: {error}") from None
-    if preprocessing["image_size"] != config.image_size:
-        raise CardError(f"preprocesses to {preprocessing['image_size']} px for a network of {config.image_size} px")
+    if preprocessing.image_size != config.image_size:
+        raise CardError(f"preprocesses to {preprocessing.image_size} px for a network of {config.image_size} px")
     _check_widths(card["widths"], config)
     _check_classes(card["classes"], config)
+    _check_history(card)
     return config
+
+
+def preprocessing_from_card(card: Mapping[str, Any]) -> Preprocessing:
+    """How the network of a card wants its images. Raises ValueError for values that make no sense."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in _known("preprocessing", card["preprocessing"], Preprocessing).items()
+    }
+    return Preprocessing(**values)
 
 
 def complete_card(config: ScalaConfig, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +123,8 @@ def render_readme(card: Mapping[str, Any]) -> str:
 def _percent(entry: Mapping[str, Any]) -> str:
     if entry["accuracy"] is None:
         return "not measured"
+    if entry["accuracy_ci95"] is None:
+        return f"{100 * entry['accuracy']:.2f} %"
     low, high = entry["accuracy_ci95"]
     return f"{100 * entry['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
 
@@ -120,21 +141,53 @@ def _known(section: str, values: Any, of: type) -> dict[str, Any]:
 
 
 def _check_widths(entries: Any, config: ScalaConfig) -> None:
-    expected = [float(width) for width in config.widths]
-    try:
-        listed = [entry["width"] for entry in entries]
-        accuracies = [entry["accuracy"] for entry in entries]
-    except (TypeError, KeyError):
-        raise CardError("widths must be a list of objects with width and accuracy") from None
+    measured = {"accuracy", "accuracy_ci95"}
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and measured <= e.keys() for e in entries):
+        raise CardError("widths must be a list of objects with width, accuracy and accuracy_ci95")
+    listed, expected = [entry.get("width") for entry in entries], [float(width) for width in config.widths]
     if listed != expected:
         raise CardError(f"lists widths {listed}, its architecture has {expected}")
-    for value in accuracies:
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise CardError(f"accuracy must be null or a fraction from 0 to 1; got {value!r}")
+    for entry, width in zip(entries, config.widths, strict=True):
+        given = {key: value for key, value in entry.items() if key not in measured | {"width"}}
+        if given != (cost := asdict(cost_of(config, width))):
+            raise CardError(f"says of width {width} {given}, its architecture gives {cost}")
+        _check_measured(entry["accuracy"], entry["accuracy_ci95"])
+
+
+def _check_measured(accuracy: Any, interval: Any) -> None:
+    if accuracy is not None and not _is_fraction(accuracy):
+        raise CardError(f"accuracy must be null or a fraction from 0 to 1; got {accuracy!r}")
+    if interval is None:
+        return
+    pair = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_fraction, interval))
+    if not pair or interval[0] > interval[1]:
+        raise CardError(f"accuracy_ci95 must be null or two ascending fractions from 0 to 1; got {interval!r}")
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def _check_classes(classes: Any, config: ScalaConfig) -> None:
     if not isinstance(classes, list) or len(classes) != config.num_classes:
         raise CardError(f"must list the {config.num_classes} classes of its architecture")
-    if any(not isinstance(entry, dict) or not isinstance(entry.get("label"), str) for entry in classes):
-        raise CardError("every class must be an object with a label")
+    for i, entry in enumerate(classes):
+        if not isinstance(entry, dict) or not isinstance(entry.get("label"), str):
+            raise CardError(f"class {i} must be an object with a label")
+        if entry.get("class_id") != i or not isinstance(entry.get("id"), str):
+            raise CardError(f"class {i} must have the class_id {i} and an id that is text")
+
+
+def _check_history(card: Mapping[str, Any]) -> None:
+    """What only people read, but what the README is made of."""
+    if not isinstance(card["name"], str):
+        raise CardError(f"name must be text; got {card['name']!r}")
+    if card["training"] is not None and not isinstance(card["training"], dict):
+        raise CardError("training must be null or an object")
+    evaluation = card["evaluation"]
+    if evaluation is not None and not (
+        isinstance(evaluation, dict)
+        and isinstance(evaluation.get("dataset"), str)
+        and type(evaluation.get("images")) is int
+    ):
+        raise CardError("evaluation must be null or an object with a dataset and its number of images")

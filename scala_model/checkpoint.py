@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from scala_model.card import CardError, complete_card, config_from_card, render_readme
+from scala_model.card import CardError, complete_card, config_from_card, preprocessing_from_card, render_readme
 from scala_model.config import ScalaConfig
 from scala_model.preprocess import Preprocessing
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.card["preprocessing"].items()})
+        return preprocessing_from_card(self.card)
 
 
 def default_checkpoint() -> Path:
@@ -77,7 +77,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         weights = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
-    _check_weights(folder / WEIGHTS, weights, expected_shapes(config))
+    _check_weights(folder / WEIGHTS, weights, config)
     return Checkpoint(config, card, weights)
 
 
@@ -106,11 +106,13 @@ def build_model(checkpoint: Checkpoint) -> ScalaViT:
 def save_checkpoint(folder: str | os.PathLike[str], model: ScalaViT, card: Mapping[str, Any] | None = None) -> None:
     """Write a model as a checkpoint, its weights in their own precision (``model.half()`` halves the file).
 
-    What ``card`` (default: ``model.card``) leaves out is filled in: shape, cost of each width, numbered classes, default
-    preprocessing, accuracy null. Each file is replaced as a whole, the card last. Raises ValueError when the card
-    contradicts the model.
+    What ``card`` (default: ``model.card``) leaves out is filled in: shape, cost of each width, numbered classes,
+    default preprocessing, accuracy null. Each file is replaced as a whole, the card last. Raises ValueError when the
+    card contradicts the model, or the weights are neither float32 nor float16.
     """
     folder = Path(folder)
+    if unfit := {str(tensor.dtype) for tensor in model.state_dict().values()} - {"torch.float32", "torch.float16"}:
+        raise ValueError(f"weights are saved as float32 or float16, not {', '.join(unfit)}: call model.float() first")
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items()}
     data = safetensors.numpy.save(arrays)
@@ -136,8 +138,9 @@ def expected_shapes(config: ScalaConfig) -> dict[str, tuple[int, ...]]:
         "patch_embed.proj.bias": (dim,),
     }
     for i in range(config.depth):
-        matrices = {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
-        for name, shape in matrices.items():
+        attention = {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim)}
+        mlp = {"mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
+        for name, shape in (attention | mlp).items():
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
         for name in ("norm1", "norm2"):
             shapes |= {f"blocks.{i}.{name}.weight": (dim,), f"blocks.{i}.{name}.bias": (dim,)}
@@ -148,7 +151,8 @@ def expected_shapes(config: ScalaConfig) -> dict[str, tuple[int, ...]]:
     return shapes | ({"dist_token": (1, 1, dim)} if config.distilled else {})
 
 
-def _check_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]], config: ScalaConfig) -> None:
+    shapes = expected_shapes(config)
     if missing := sorted(shapes.keys() - weights.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     if unexpected := sorted(weights.keys() - shapes.keys()):
@@ -167,6 +171,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder / CARD} is not JSON: {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{folder / CARD} is not JSON of ours: it is nested too deeply") from None
     if not isinstance(card, dict):
         raise CheckpointError(f"{folder / CARD} must hold a JSON object")
     return card
@@ -185,8 +191,3 @@ def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-
-
-def architecture_of(config: ScalaConfig) -> dict[str, Any]:
-    """The configuration as the card writes it."""
-    return asdict(config)

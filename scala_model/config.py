@@ -5,6 +5,7 @@ No torch here: servers, schedulers and tools read shapes without loading a deep-
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,6 +15,7 @@ from scala_model.width import Width
 
 # name: (embed_dim, depth, num_heads), Touvron et al. 2021, table 1. Any image and patch size goes with each.
 VARIANTS = {"deit-ti": (192, 12, 3), "deit-s": (384, 12, 6), "deit-b": (768, 12, 12)}
+MOST = 1_000_000  # of anything counted: a damaged card must not make its reader work for hours
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class ScalaConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+            if type(value) is not int or not 1 <= value <= MOST:
+                raise ValueError(f"{name} must be a whole number from 1 to {MOST}; got {value!r}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
-            raise ValueError(f"mlp_ratio and layer_norm_eps must be positive; got {self.mlp_ratio}, {self.layer_norm_eps}")
+        for name in ("mlp_ratio", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {value!r}")
+        if type(self.distilled) is not bool:
+            raise ValueError(f"distilled must be true or false; got {self.distilled!r}")
         if self.global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool must be 'token' or 'avg'; got {self.global_pool!r}")
         if self.distilled and self.global_pool == "avg":
@@ -60,6 +66,8 @@ class ScalaConfig:
                     f"width {width} has {width.channels(self.embed_dim)} channels, which {self.num_heads} heads cannot "
                     "share evenly: choose another embed_dim, num_heads or granularity"
                 )
+        if not self.widths[0].channels(self.hidden_dim):
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves width {self.widths[0]} without hidden channels")
 
     @cached_property
     def widths(self) -> tuple[Width, ...]:
@@ -70,6 +78,8 @@ class ScalaConfig:
         step = Fraction(str(self.granularity))
         if low > high or (high - low) % step:
             raise ValueError(f"steps of {self.granularity} do not lead from {self.smallest} to {self.largest}")
+        if (high - low) / step > self.embed_dim:
+            raise ValueError(f"steps of {self.granularity} are finer than one channel of {self.embed_dim}")
         return tuple(Width(low + k * step) for k in range(int((high - low) / step) + 1))
 
     def width(self, ratio: Width | float | str) -> Width:

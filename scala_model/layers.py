@@ -36,7 +36,7 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor, active: slice) -> Tensor:
         """(B, 3, S, S) -> (B, T, C)."""
         stride = self.proj.stride
-        return F.conv2d(images, self.proj.weight[active], self.proj.bias[active], stride).flatten(2).transpose(1, 2)  # type: ignore[index,arg-type]
+        return F.conv2d(images, self.proj.weight[active], self.proj.bias[active], stride).flatten(2).transpose(1, 2)  # type: ignore[index]
 
 
 def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:

@@ -39,8 +39,8 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}: give a number of pixels, at least 1")
+        if type(self.image_size) is not int or self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}: give a whole number of pixels, at least 1")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"crop_ratio is {self.crop_ratio}: give a share above 0 and at most 1")
         if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):

@@ -34,7 +34,8 @@ class DenseBlock(nn.Module):
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, self.scale)
         x_BTC = x_BTC + self.attn["proj"](mixed_BHTK.transpose(1, 2).reshape(batch, tokens, channels))
-        return x_BTC + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x_BTC))))
+        out_BTC: Tensor = x_BTC + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x_BTC))))
+        return out_BTC
 
 
 class DenseViT(nn.Module):

@@ -21,8 +21,8 @@ def normalise(pixels: Tensor, spec: Preprocessing) -> Tensor:
 def random_resized_crop_and_flip(images: Tensor, size: int, min_area: float) -> Tensor:
     """A random box of each image, resized to ``size`` (bilinear), mirrored half of the time.
 
-    Float images (B, 3, R, R) -> (B, 3, size, size). The box covers ``min_area`` to 1 of the area, with aspect ratios 3/4
-    to 4/3 (Szegedy et al. 2015), one affine grid for the batch.
+    Float images (B, 3, R, R) -> (B, 3, size, size). The box covers ``min_area`` to 1 of the area, with aspect ratios
+    3/4 to 4/3 (Szegedy et al. 2015), one affine grid for the batch.
     """
     batch, device = len(images), images.device
     area = torch.empty(batch, device=device).uniform_(min_area, 1.0)

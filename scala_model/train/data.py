@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -27,31 +28,39 @@ class ImageSet:
 def load_split(folder: Path, split: str, spec: Preprocessing) -> ImageSet:
     """Decode every ``<split>-*.parquet`` of the folder to the size that ``spec`` names.
 
-    Raises ValueError when there is no such shard or a shard has other columns.
+    Raises ValueError when there is no such shard, or a shard has other columns or an image that does not decode.
     """
     shards = sorted(folder.glob(f"{split}-*.parquet"))
     if not shards:
         raise ValueError(f"no {split}-*.parquet in {folder}: give the folder that holds the Parquet shards")
-    pixels, labels = [], []
+    pixels: list[Tensor] = []
+    labels: list[int] = []
     with ThreadPoolExecutor() as pool:
-        for encoded, label in _rows(shards):
-            pixels.extend(pool.map(lambda data: _decode(data, spec), encoded))
-            labels.extend(label)
+        for shard in shards:
+            encoded, shard_labels = _read(shard)
+            pixels.extend(pool.map(partial(_decode, spec, shard), range(len(encoded)), encoded))
+            labels.extend(shard_labels)
+    if not labels:
+        raise ValueError(f"the {split} shards in {folder} hold no images")
     return ImageSet(torch.stack(pixels), torch.tensor(labels))
 
 
-def _rows(shards: list[Path]) -> Iterator[tuple[list[bytes], list[int]]]:
-    for shard in shards:
-        table = pq.read_table(shard)
-        missing = {"image", "label"} - set(table.column_names)
-        if missing:
-            raise ValueError(f"{shard.name} lacks the column {', '.join(sorted(missing))}")
-        yield table["image"].to_pylist(), table["label"].to_pylist()
+def _read(shard: Path) -> tuple[list[bytes], list[int]]:
+    table = pq.read_table(shard)
+    if missing := {"image", "label"} - set(table.column_names):
+        raise ValueError(f"{shard} lacks the column {', '.join(sorted(missing))}")
+    labels = table["label"]
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise ValueError(f"{shard}: every label must be a whole number")
+    return table["image"].to_pylist(), labels.to_pylist()
 
 
-def _decode(encoded: bytes, spec: Preprocessing) -> Tensor:
-    with Image.open(io.BytesIO(encoded)) as image:
-        return torch.from_numpy(to_pixels(image, spec))
+def _decode(spec: Preprocessing, shard: Path, row: int, encoded: bytes) -> Tensor:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return torch.from_numpy(to_pixels(image, spec))
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        raise ValueError(f"{shard}: row {row} is not an image: {error}") from None
 
 
 def read_classes(folder: Path) -> list[dict[str, object]]:

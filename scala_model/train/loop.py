@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import random
 import time
 from collections.abc import Callable
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scala_model.preprocess import Preprocessing
 from scala_model.train.augment import mix, normalise, random_resized_crop_and_flip, soft_labels
 from scala_model.train.data import ImageSet
 from scala_model.train.objective import backward_scala, sample_widths
 from scala_model.train.recipes import Recipe
-from scala_model.preprocess import Preprocessing
 from scala_model.vit import ScalaViT
 from scala_model.width import Width
 
@@ -39,8 +40,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, data: ImageSet, folder: Path, *, device: str = "cpu", seed: int = 0) -> None:
         if len(data.labels) < recipe.batch_size:
             raise TrainingError(f"{len(data.labels)} images do not fill one batch of {recipe.batch_size}")
-        if int(data.labels.max()) >= recipe.config.num_classes:
-            raise TrainingError(f"label {int(data.labels.max())} is outside the recipe's {recipe.config.num_classes} classes")
+        if (highest := int(data.labels.max())) >= recipe.config.num_classes:
+            raise TrainingError(f"label {highest} is outside the recipe's {recipe.config.num_classes} classes")
         self.recipe, self.folder, self.device, self.seed = recipe, folder, torch.device(device), seed
         self.data = ImageSet(data.pixels.to(self.device), data.labels.to(self.device))
         self.spec = Preprocessing(recipe.config.image_size)
@@ -50,6 +51,7 @@ class Trainer:
         self.steps_per_epoch = len(data.labels) // recipe.batch_size
         self.num_steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
+        self._stopping = False
         self._forward: Callable[[Tensor, Width], Tensor] = self.model
         if recipe.compile:
             self._forward = torch.compile(self.model, dynamic=False)
@@ -64,8 +66,12 @@ class Trainer:
         path = self.folder / STATE
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["signature"] != self.signature:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            signature = state["signature"]
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError):
+            raise TrainingError(f"{path} is damaged: delete it to start again") from None
+        if signature != self.signature:
             raise TrainingError(f"{path} belongs to another recipe, seed or data set: use another folder or delete it")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -80,16 +86,22 @@ class Trainer:
         torch.save(state | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, temporary)
         temporary.replace(self.folder / STATE)
 
+    def stop(self) -> None:
+        """Make ``run`` return after the step in hand, its state saved. Safe to call from a signal handler."""
+        self._stopping = True
+
     def run(self, *, log_every: int = 50, save_every: int = 200, progress: Callable[[int, str], None]) -> None:
-        """Train to the end. ``progress`` is told the steps done and a short text after each logged step."""
+        """Train to the end, or until ``stop``. ``progress`` is told the steps done and a short text at logged steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         started, first = time.monotonic(), self.step
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            while self.step < self.num_steps:
+            last = self.step >= self.num_steps
+            while not last:
                 losses = self.train_step()
-                if self.step % save_every == 0 or self.step == self.num_steps:
+                last = self._stopping or self.step == self.num_steps
+                if last or self.step % save_every == 0:
                     self.save()
-                if self.step % log_every == 0 or self.step == self.num_steps:
+                if last or self.step % log_every == 0:
                     images_per_s = (self.step - first) * self.recipe.batch_size / (time.monotonic() - started)
                     record = self._record(losses, images_per_s)
                     print(json.dumps(record), file=log, flush=True)
@@ -97,19 +109,23 @@ class Trainer:
                     progress(self.step, f"{images_per_s:.0f} images/s, loss {text}")
 
     def train_step(self) -> dict[Width, float]:
-        """One optimizer step; the loss of each network that took part."""
+        """One optimizer step; the loss of each network that took part.
+
+        Raises TrainingError, the weights untouched, when a loss or the gradient is not finite.
+        """
         images, targets, widths = self._batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bfloat16"):
             losses = backward_scala(self._forward, images, targets, widths)
-        if not all(math.isfinite(loss) for loss in losses.values()):
+        most = math.inf if self.recipe.clip_grad_norm is None else self.recipe.clip_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), most).item()
+        if not all(map(math.isfinite, [*losses.values(), norm])):
+            found = ", ".join(f"width {width}: {loss:.4g}" for width, loss in losses.items())
             raise TrainingError(
-                f"the loss is not finite at step {self.step} ({losses}); {self.folder / STATE} holds the last good state: "
-                "lower the learning rate or clip gradients"
+                f"step {self.step} gave a loss ({found}) or gradient (norm {norm:.4g}) that is not finite: lower the "
+                f"learning rate or clip gradients; {self.folder / STATE} is as last saved"
             )
-        if self.recipe.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -125,7 +141,8 @@ class Trainer:
 
     def _batch(self) -> tuple[Tensor, Tensor, tuple[Width, ...]]:
         recipe, epoch = self.recipe, self.step // self.steps_per_epoch
-        order = torch.randperm(len(self.data.labels), generator=torch.Generator().manual_seed(self.seed * 10_007 + epoch))
+        generator = torch.Generator().manual_seed(self.seed * 10_007 + epoch)
+        order = torch.randperm(len(self.data.labels), generator=generator)
         start = self.step % self.steps_per_epoch * recipe.batch_size
         chosen = order[start : start + recipe.batch_size].to(self.device)
         torch.manual_seed(self.seed * 1_000_003 + self.step)

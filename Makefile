@@ -1,0 +1,71 @@
+# For people and CI alike. Every target works on a clean checkout: what it needs is installed into .venv first.
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help install serve test lint format lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.dev ## Install everything for development into .venv
+
+serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" adds flags
+	@exec $(BIN)/scala-serve serve $(ARGS)
+
+test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code and fix what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Lock with the oldest Python we support, so that every newer one can install the same versions.
+lock: ## Write the newest versions that fit into constraints.txt (torch stays: edit its line by hand)
+	rm -rf .venv-lock
+	$(MAKE) VENV=.venv-lock .venv-lock/.torch
+	.venv-lock/bin/python -m pip --quiet install "$(TORCH)" -e ".[train,dev]"
+	@{ echo "# What the project is tested with: core, torch, train and dev, resolved on the oldest Python. Regenerate: make lock"; \
+	   .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > .venv-lock/new
+	mv .venv-lock/new constraints.txt
+	rm -rf .venv-lock
+
+clean: ## Remove .venv, caches and builds
+	rm -rf $(VENV) .venv-lock dist build .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- the environment: one .venv, and a stamp for each thing that was installed into it ----
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(v < (3, 11) and "$(PYTHON) is Python %d.%d; 3.11 or newer is needed: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# On Linux PyPI's torch brings gigabytes of CUDA, so without an NVIDIA GPU it comes from PyTorch's CPU index.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	@if [ "$$(uname)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "Installing $(TORCH) for the CPU"; \
+	  $(PIP) install --no-deps --retries 1 --timeout 30 \
+	    --index-url https://download.pytorch.org/whl/cpu "$(TORCH)"; \
+	fi
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	@echo "Installing what serving needs"
+	@$(PIP) install -c constraints.txt -e ".[torch]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "Installing what development needs"
+	@$(PIP) install -c constraints.txt -e ".[train,dev]"
+	@touch $(VENV)/.serve $@

@@ -1,0 +1,173 @@
+"""The composition root: every part is made and joined here, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
+from server.admission import Admission
+from server.decode import ImageDecoder
+from server.edge import Edge, outcome_of
+from server.engine import engine_of
+from server.engine.contract import Engine
+from server.errors import BadRequest, RequestError
+from server.latency_profile import LatencyProfile
+from server.lifecycle import Lifecycle
+from server.load_monitor import LoadMonitor
+from server.machine import MachineReader
+from server.metrics import Metrics
+from server.policies import policy_of
+from server.request_queue import RequestQueue
+from server.routes import classify, health, model
+from server.routes.problem import problem_response
+from server.serve_loop import ServeLoop
+from server.services import Services
+from server.settings import Settings, SettingsError
+
+SAMPLE_EVERY_S = 0.2
+log = logging.getLogger("scala.serve")
+
+
+def build_app(settings: Settings) -> tuple[FastAPI, Services]:
+    """The application for these settings, its checkpoint read and verified, its engine not loaded yet.
+
+    Raises CheckpointError and SettingsError.
+    """
+    checkpoint = read_checkpoint(settings.checkpoint or default_checkpoint())
+    machine = MachineReader()
+    return assemble(settings, checkpoint, engine_of(settings, checkpoint, machine.cpus), machine)
+
+
+def assemble(
+    settings: Settings, checkpoint: Checkpoint, engine: Engine, machine: MachineReader
+) -> tuple[FastAPI, Services]:
+    """The application around any engine. Raises SettingsError for a policy that the checkpoint cannot follow."""
+    measured = {checkpoint.config.width(entry["width"]): entry["accuracy"] for entry in checkpoint.card["widths"]}
+    try:
+        policy = policy_of(settings.policy, checkpoint.config.widths)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
+    profile = LatencyProfile(measured, engine.max_batch)
+    admission = Admission(
+        queue, profile, monitor, max_images=settings.max_queue, max_body_bytes=settings.max_body_bytes
+    )
+    services = Services(
+        settings=settings,
+        checkpoint=checkpoint,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        profile=profile,
+        monitor=monitor,
+        queue=queue,
+        admission=admission,
+        serve_loop=ServeLoop(
+            engine, policy, queue, profile, monitor, admission, lifecycle, metrics, checkpoint.config.image_size
+        ),
+        decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
+        decoders=ThreadPoolExecutor(max(1, int(machine.cpus)), thread_name_prefix="decode"),
+        labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
+        measured_accuracy=measured,
+    )
+    app = FastAPI(
+        title="scala-serve",
+        version=version("scala-serve"),
+        description="Image classification that never takes longer than asked.",
+        lifespan=_lifespan(services, engine, machine),
+        redoc_url=None,
+    )
+    app.state.services = services
+    for routes in (classify, health, model):
+        app.include_router(routes.router)
+    for kind in (RequestError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_middleware(Edge, lifecycle=lifecycle, metrics=metrics)
+    return app, services
+
+
+def _lifespan(services: Services, engine: Engine, machine: MachineReader):  # type: ignore[no-untyped-def]
+    """Listening begins at once; the engine is loaded and warmed beside it, and ``/readyz`` tells when."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _export(services, engine)
+        tasks = [
+            asyncio.create_task(work)
+            for work in (services.serve_loop.start(), services.serve_loop.serve(), _watch(services, engine, machine))
+        ]
+        for task in tasks:
+            task.add_done_callback(lambda done: _note_failure(services.lifecycle, done))
+        yield
+        for task in tasks:
+            task.cancel()
+        services.serve_loop.close()
+        services.decoders.shutdown(wait=False, cancel_futures=True)
+
+    return lifespan
+
+
+def _note_failure(lifecycle: Lifecycle, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended: %r", task.get_coro(), error, exc_info=error)
+        lifecycle.fail(str(error) or type(error).__name__)
+
+
+async def _watch(services: Services, engine: Engine, machine: MachineReader) -> None:
+    """Look at the machine and at the event loop's lag, a few times a second."""
+    gauge = services.metrics.gauge
+    cpu_load = gauge("cpu_load_ratio", "Share of all cores that is busy")
+    throttled = gauge("cpu_throttled_ratio", "Share of scheduling periods in which the cgroup was throttled")
+    memory = gauge("memory_bytes", "Resident memory of the process")
+    lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
+    while True:
+        due = time.monotonic() + SAMPLE_EVERY_S
+        await asyncio.sleep(SAMPLE_EVERY_S)
+        lag.set(max(0.0, time.monotonic() - due))
+        sample = machine.sample()
+        services.monitor.see_machine(sample.others_cores, engine.threads, machine.cpus)
+        cpu_load.set(sample.cpu_load)
+        throttled.set(sample.throttled)
+        memory.set(sample.memory_bytes)
+
+
+def _export(services: Services, engine: Engine) -> None:
+    """The gauges that are read from live values at scrape time, and the two that never change."""
+    monitor, profile, admission, now = services.monitor, services.profile, services.admission, time.monotonic
+    best = max(profile.accuracy.values())
+    given = lambda: best if monitor.expected_accuracy is None else monitor.expected_accuracy  # noqa: E731
+    for name, text, read in (
+        ("queue_depth", "Images decoded and waiting", lambda: len(services.queue)),
+        ("inflight_bytes", "Bytes of request bodies held", lambda: admission.inflight_bytes),
+        ("interference_ratio", "Observed over profiled latency", lambda: monitor.interference(now())),
+        ("prediction_error_ratio", "Observed over predicted p99 latency, smoothed", lambda: monitor.prediction_error),
+        ("engine_busy_ratio", "Share of time the engine runs", lambda: min(1.0, monitor.busy.value(now()))),
+        ("expected_accuracy_ratio", "Expected top-1 of recent answers, smoothed", given),
+        ("accuracy_debt_points", "Percentage points below the most accurate width", lambda: 100 * (best - given())),
+        ("full_width_demand_ratio", "Device time per second that all arrivals need at full width", services.full_width_demand),
+        ("gpu_memory_bytes", "Device memory held by the engine", engine.memory_bytes),
+    ):
+        services.metrics.gauge(name, text).set_function(read)
+    card = services.checkpoint.card
+    services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)
+    services.metrics.build_info.labels(version("scala-serve"), engine.name).set(1)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        error = BadRequest("; ".join(str(entry["msg"]) for entry in error.errors()))
+    state = request.scope["state"]
+    if outcome := outcome_of(error):
+        state["outcome"] = outcome
+    return problem_response(error, state["request_id"])

@@ -1,0 +1,116 @@
+"""Measured latency of every (width, batch bucket), refined online. Pure numbers: no clock, no engine.
+
+A cell exists once it was warmed; only then may a policy use it. Its p50 follows the observations divided by the
+interference of the moment, so that a noisy neighbour does not become part of what the machine is believed to be able to
+do. Its p99 is 1.5 x p50 until it has samples of its own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+from statistics import median
+
+from scala_model.width import Width
+
+SAMPLES = 200  # kept of a cell; its p99 is then the third largest
+MIN_SAMPLES = 20
+
+
+def buckets_up_to(max_batch: int) -> tuple[int, ...]:
+    """The profiled batch sizes: powers of two and ``max_batch`` itself."""
+    return tuple(sorted({*(1 << k for k in range(max_batch.bit_length()) if 1 << k <= max_batch), max_batch}))
+
+
+@dataclass(slots=True)
+class Cell:
+    """Latency of one width at one batch size, in seconds."""
+
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+
+    def add(self, seconds: Iterable[float]) -> None:
+        self.samples.extend(seconds)
+        ordered = sorted(self.samples)
+        self.p50_s = median(ordered)
+        enough = len(ordered) >= MIN_SAMPLES
+        self.p99_s = ordered[int(0.99 * (len(ordered) - 1))] if enough else 1.5 * self.p50_s
+
+
+class LatencyProfile:
+    """``accuracies`` order the widths; a width that was never evaluated counts as accurate as it is wide."""
+
+    def __init__(self, accuracies: Mapping[Width, float | None], max_batch: int) -> None:
+        measured = {width: float(width) if value is None else value for width, value in accuracies.items()}
+        self.accuracy: dict[Width, float] = dict(sorted(measured.items()))
+        self.widths = tuple(self.accuracy)
+        self.buckets = buckets_up_to(max_batch)
+        self.dominated: frozenset[Width] = frozenset()
+        self.fastest = self.widths[0]
+        self._cells: dict[tuple[Width, int], Cell] = {}
+
+    def record(self, width: Width, batch: int, seconds: Iterable[float]) -> None:
+        """Add latencies of a batch, each already divided by the interference of its moment."""
+        self._cells.setdefault((width, self._bucket(batch)), Cell()).add(seconds)
+        self._refresh()
+
+    def cell(self, width: Width, bucket: int) -> Cell | None:
+        return self._cells.get((width, bucket))
+
+    def ready(self, width: Width) -> bool:
+        """Whether the width may be used at all: batch 1 is warmed."""
+        return (width, 1) in self._cells
+
+    def warmed(self, width: Width) -> tuple[int, ...]:
+        """The batch sizes on offer at this width: every bucket up to the first that is not warmed yet."""
+        return tuple(takewhile(lambda bucket: (width, bucket) in self._cells, self.buckets))
+
+    def max_batch(self, width: Width) -> int:
+        """The largest batch on offer; 0 when the width is not ready."""
+        return max(self.warmed(width), default=0)
+
+    def p50(self, width: Width, batch: int) -> float:
+        return self._between(width, batch, "p50_s")
+
+    def p99(self, width: Width, batch: int) -> float:
+        """Seconds for ``batch`` images at ``width``; between two buckets, on the line that joins them."""
+        return self._between(width, batch, "p99_s")
+
+    def best_batch(self, width: Width, longest_s: float = float("inf")) -> int:
+        """The warmed batch of least time per image whose p99 stays within ``longest_s``; 1 if none does."""
+        fitting = [b for b in self.warmed(width) if self.p99(width, b) <= longest_s]
+        return min(fitting, key=lambda b: self.p50(width, b) / b, default=1)
+
+    def seconds_per_image(self, width: Width, longest_s: float = float("inf")) -> float:
+        batch = self.best_batch(width, longest_s)
+        return self.p50(width, batch) / batch
+
+    def _refresh(self) -> None:
+        """Find the fastest width, and those that another matches in accuracy without being slower (at batch 1)."""
+        ready = [(w, self.p50(w, 1)) for w in self.widths if self.ready(w)]
+        if ready:
+            self.fastest = min(ready, key=lambda entry: entry[1])[0]
+        self.dominated = frozenset(
+            w
+            for w, seconds in ready
+            for other, other_s in ready
+            if other != w and other_s <= seconds and self.accuracy[other] >= self.accuracy[w]
+            # of two equals the narrower stays
+            and ((other_s, -self.accuracy[other]) != (seconds, -self.accuracy[w]) or other < w)
+        )
+
+    def _bucket(self, batch: int) -> int:
+        return self.buckets[min(bisect_left(self.buckets, batch), len(self.buckets) - 1)]
+
+    def _between(self, width: Width, batch: int, quantile: str) -> float:
+        upper = self._bucket(batch)
+        high: float = getattr(self._cells[width, upper], quantile)
+        if upper == batch or upper == 1:
+            return high
+        lower = self.buckets[self.buckets.index(upper) - 1]
+        low: float = getattr(self._cells[width, lower], quantile)
+        return max(low, low + (high - low) * (batch - lower) / (upper - lower))

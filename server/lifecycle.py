@@ -1,0 +1,117 @@
+"""From start to exit: starting, ready, draining, refusing, gone.
+
+SIGTERM or SIGINT: not ready at once, new requests are still served for the grace period (the balancer needs time to
+notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. A second signal
+leaves now. An engine that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from server.errors import Unavailable
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+EX_SOFTWARE = 70
+FAREWELL_S = 0.5
+log = logging.getLogger("scala.serve")
+
+
+class Lifecycle:
+    """The one place that knows whether the server takes requests. ``in_flight`` are requests between head and answer."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self.draining = False
+        self.refusing = False
+        self.failed: str | None = None
+        self.in_flight = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.started and not self.draining and self.failed is None
+
+    def why_not_ready(self) -> str:
+        if self.failed is not None:
+            return f"the engine failed: {self.failed}"
+        return "draining" if self.draining else "starting: the first widths are being warmed"
+
+    def check_serving(self) -> None:
+        """Raises Unavailable while starting, after the grace period of a drain, and after a failure."""
+        if self.refusing or self.failed is not None or not self.started:
+            raise Unavailable(f"The server is not serving: {self.why_not_ready()}.")
+
+    def fail(self, why: str) -> None:
+        self.failed = self.failed or why
+
+
+class Server(uvicorn.Server):
+    """uvicorn, leaving in the order above instead of closing its door first."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, grace_s: float, timeout_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
+        self._leaving: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal arrived, in the main thread, between two steps of the event loop."""
+        if self._lifecycle.draining:
+            log.warning("second signal: leaving now")
+            os._exit(128 + sig)
+        self._lifecycle.draining = True
+        log.info("%s: draining", signal.Signals(sig).name)
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn calls this ten times a second."""
+        if self._lifecycle.failed is not None and not self.should_exit:
+            await asyncio.sleep(FAREWELL_S)  # those who waited are being told
+            self.should_exit = True
+        if self._lifecycle.draining and self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+        return await super().on_tick(counter)
+
+    async def _leave(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        self._lifecycle.refusing = True
+        deadline = asyncio.get_running_loop().time() + max(0.0, self._timeout_s - self._grace_s)
+        while self._lifecycle.in_flight and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to leave; the process's exit code.
+
+    Raises CheckpointError or SettingsError before anything is listening.
+    """
+    from server.app import build_app
+
+    sys.setswitchinterval(0.001)  # the engine thread's many short operations must not wait 5 ms each for the event loop
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app, services = build_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=2,
+    )
+    server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    server.run()
+    if services.lifecycle.failed is not None:
+        logging.shutdown()
+        os._exit(EX_SOFTWARE)  # a hung engine's thread would keep the interpreter from ending
+    return 0 if server.started else 1

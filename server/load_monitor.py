@@ -1,0 +1,106 @@
+"""What the server has seen of its load, as numbers. Pure: instants come in as arguments; reading the machine is
+``machine.py``'s part."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from server.types import Load
+
+ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
+DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
+INTERFERENCE_TAU_S = 2.0  # without new evidence, interference is forgotten at this pace
+INTERFERENCE_WEIGHT = 0.15
+SMOOTHING = 0.05
+
+
+@dataclass(slots=True)
+class DecayingRate:
+    """Events per second, those ``tau_s`` ago weighing 1/e."""
+
+    tau_s: float
+    _value: float = 0.0
+    _at: float = 0.0
+
+    def add(self, amount: float, now: float) -> None:
+        self._value = self.value(now) + amount / self.tau_s
+        self._at = now
+
+    def value(self, now: float) -> float:
+        return self._value * math.exp(-max(0.0, now - self._at) / self.tau_s)
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Mean plus four mean deviations of a duration in seconds: the retransmission timer of RFC 6298, section 2."""
+
+    mean_s: float = 0.0
+    deviation_s: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        if self.mean_s == 0.0:
+            self.mean_s, self.deviation_s = seconds, seconds / 2
+        self.deviation_s += (abs(seconds - self.mean_s) - self.deviation_s) / 4
+        self.mean_s += (seconds - self.mean_s) / 8
+
+    @property
+    def value_s(self) -> float:
+        return self.mean_s + 4 * self.deviation_s
+
+
+@dataclass(slots=True)
+class LoadMonitor:
+    """Arrivals, the device's busy time, interference, and how long decoding and answering take."""
+
+    arrivals: DecayingRate = field(default_factory=lambda: DecayingRate(ARRIVALS_TAU_S))
+    demand: DecayingRate = field(default_factory=lambda: DecayingRate(DEMAND_TAU_S))
+    busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
+    decode: Allowance = field(default_factory=Allowance)
+    respond: Allowance = field(default_factory=Allowance)
+    budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
+    expected_accuracy: float | None = None
+    prediction_error: float = 1.0
+    contention: float = 1.0  # slow-down that the machine's other processes explain, see ``see_machine``
+    _interference: float = 1.0
+    _interference_at: float = 0.0
+
+    def arrived(self, images: int, budget_s: float, full_width_share: float, now: float) -> None:
+        """``full_width_share``: device time of one image over that at full width; 1 unless a width is pinned."""
+        self.arrivals.add(images, now)
+        self.demand.add(images * full_width_share, now)
+        self.budgets_s.append(budget_s)
+
+    def ran(self, observed_s: float, profiled_s: float, predicted_s: float, now: float) -> None:
+        """A batch took ``observed_s``; the idle machine's median is ``profiled_s``, the decision said ``predicted_s``."""
+        current = self._learned(now)
+        self._interference = current + INTERFERENCE_WEIGHT * (observed_s / profiled_s - current)
+        self._interference_at = now
+        self.busy.add(observed_s, now)
+        self.prediction_error += SMOOTHING * (observed_s / predicted_s - self.prediction_error)
+
+    def answered(self, accuracy: float) -> None:
+        before = accuracy if self.expected_accuracy is None else self.expected_accuracy
+        self.expected_accuracy = before + SMOOTHING * (accuracy - before)
+
+    def see_machine(self, others_cores: float, threads: int, cores: float) -> None:
+        """Other processes keep ``others_cores`` busy; our ``threads`` share ``cores`` with them.
+
+        Warns of interference before the first slow batch: n runnable threads on c cores run at most c / n as fast.
+        """
+        self.contention = max(1.0, (others_cores + threads) / max(cores, threads))
+
+    def interference(self, now: float) -> float:
+        """Observed over profiled latency, at least 1 until batches have shown to be faster than profiled."""
+        return max(self._learned(now), self.contention)
+
+    def load(self, now: float) -> Load:
+        return Load(self.arrivals.value(now), self.interference(now), self.respond.value_s)
+
+    def median_budget_s(self) -> float:
+        return median(self.budgets_s) if self.budgets_s else math.inf
+
+    def _learned(self, now: float) -> float:
+        return 1 + (self._interference - 1) * math.exp(-max(0.0, now - self._interference_at) / INTERFERENCE_TAU_S)

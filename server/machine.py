@@ -1,0 +1,50 @@
+"""What psutil and the cgroup say of this machine, sampled a few times a second."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from server import cgroup
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSample:
+    """``cpu_load`` of all cores (0..1), ``others_cores`` kept busy by other processes, ``throttled`` share of periods."""
+
+    cpu_load: float
+    others_cores: float
+    throttled: float
+    memory_bytes: int
+
+
+class MachineReader:
+    """Each ``sample`` covers the time since the one before."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root, self._process = root, psutil.Process()
+        self.cpus = cgroup.available_cpus(root)
+        self._host_cpus = psutil.cpu_count() or 1
+        psutil.cpu_percent(None)
+        self._before = self._read()
+
+    def sample(self) -> MachineSample:
+        load = psutil.cpu_percent(None) / 100
+        before, self._before = self._before, self._read()
+        elapsed, own = self._before[0] - before[0], self._before[1] - before[1]
+        periods, throttled = self._before[2] - before[2], self._before[3] - before[3]
+        own_cores = own / elapsed if elapsed > 0 else 0.0
+        return MachineSample(
+            cpu_load=load,
+            others_cores=max(0.0, load * self._host_cpus - own_cores),
+            throttled=throttled / periods if periods > 0 else 0.0,
+            memory_bytes=self._process.memory_info().rss,
+        )
+
+    def _read(self) -> tuple[float, float, int, int]:
+        times = self._process.cpu_times()
+        periods, throttled = cgroup.cpu_throttled(self._root) or (0, 0)
+        return time.monotonic(), times.user + times.system, periods, throttled

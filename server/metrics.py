@@ -1,0 +1,39 @@
+"""The server's metrics in one registry of its own. Seconds, bytes and ratios; names as in docs/architecture.md."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "cancelled")
+
+
+class Metrics:
+    """Counters and histograms are written where things happen; gauges are read at scrape time (see ``app.py``)."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("scala_requests", "Requests answered", ["route", "status"], registry=registry)
+        self.request_duration = Histogram(
+            "scala_request_duration_seconds",
+            "From a classification request's head to its answer's last byte",
+            ["width", "outcome"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage_duration = Histogram(
+            "scala_stage_duration_seconds", "Of one image", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.budget = Counter("scala_budget", "Classification requests by what became of their budget", ["outcome"], registry=registry)
+        self.width_selected = Counter("scala_width_selected", "Images run at this width", ["width"], registry=registry)
+        self.batch_size = Histogram("scala_batch_size", "Images", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry)
+        self.cancelled_before_dispatch = Counter(
+            "scala_cancelled_before_dispatch", "Images whose client left before a batch took them", registry=registry
+        )
+        self.model_info = Gauge("scala_model_info", "The checkpoint", ["name", "sha256"], registry=registry)
+        self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
+        for outcome in OUTCOMES:
+            self.budget.labels(outcome)
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"scala_{name}", text, registry=self.registry)

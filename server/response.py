@@ -1,0 +1,92 @@
+"""From the engine's probabilities to the answer's body and headers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from server.routes.problem import problem
+from server.services import Services
+from server.types import Answer, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An answer and how long its image took to decode, in seconds."""
+
+    answer: Answer
+    decode_s: float
+
+
+def classification(
+    services: Services, terms: Terms, outcomes: Sequence[Timed | Exception], top_k: int, state: MutableMapping[str, Any]
+) -> dict[str, Any]:
+    """Body and headers of the one-image answer."""
+    (timed,) = outcomes
+    assert isinstance(timed, Timed)
+    frame, met = _frame(services, terms, state)
+    item = _item(services, timed, top_k, terms)
+    services.answered([timed.answer])
+    state["width"] = str(timed.answer.width)
+    timing = ", ".join(f"{stage};dur={ms}" for stage, ms in item["timing_ms"].items())
+    headers = {"X-Scala-Width": str(timed.answer.width), "X-Budget-Met": met, "Server-Timing": timing}
+    return {"content": {**frame, **item}, "headers": headers}
+
+
+def classifications(
+    services: Services, terms: Terms, outcomes: Sequence[Timed | Exception], top_k: int, state: MutableMapping[str, Any]
+) -> dict[str, Any]:
+    """Body and headers of an answer to several images, each with its own predictions or its own error."""
+    frame, met = _frame(services, terms, state)
+    answers = [outcome.answer for outcome in outcomes if isinstance(outcome, Timed)]
+    services.answered(answers)
+    widths = sorted({answer.width for answer in answers})
+    state["width"] = str(widths[0]) if len(widths) == 1 else ""
+    results = [
+        _item(services, outcome, top_k, terms)
+        if isinstance(outcome, Timed)
+        else {"error": problem(outcome, state["request_id"])}
+        for outcome in outcomes
+    ]
+    headers = {"X-Scala-Width": ", ".join(map(str, widths)), "X-Budget-Met": met}
+    return {"content": {**frame, "results": results}, "headers": headers}
+
+
+def _frame(services: Services, terms: Terms, state: MutableMapping[str, Any]) -> tuple[dict[str, Any], str]:
+    budget_s = terms.order_by - terms.arrival
+    met = time.monotonic() <= terms.order_by
+    state["outcome"] = "met" if met else "missed"
+    frame = {
+        "model": services.checkpoint.card["name"],
+        "budget_ms": round(1000 * budget_s, 3),
+        "budget_met": met,
+        "request_id": state["request_id"],
+    }
+    return frame, "true" if met else "false"
+
+
+def _item(services: Services, timed: Timed, top_k: int, terms: Terms) -> dict[str, Any]:
+    answer = timed.answer
+    best = np.argsort(-answer.probabilities, kind="stable")[:top_k]
+    return {
+        "predictions": [
+            {"class_id": int(i), "label": services.labels[i], "score": round(float(answer.probabilities[i]), 6)} for i in best
+        ],
+        "width": float(answer.width),
+        "expected_accuracy": services.measured_accuracy[answer.width],
+        "batch_size": answer.batch_size,
+        "timing_ms": {
+            "decode": _ms(timed.decode_s),
+            "queue": _ms(answer.queue_s),
+            "inference": _ms(answer.inference_s),
+            "total": _ms(time.monotonic() - terms.arrival),
+        },
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 3)

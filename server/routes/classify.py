@@ -1,0 +1,194 @@
+"""``POST /v1/classify``: an image in, a class out, within the budget."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
+
+from fastapi import APIRouter
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from scala_model.width import Width
+from server.admission import Permit
+from server.decode import MEDIA_TYPES, check_media_type
+from server.errors import BadRequest, Expired, Gone, Impossible, RequestError
+from server.response import Timed, classification, classifications
+from server.routes.documentation import CLASSIFY
+from server.services import Services
+from server.types import Job, Terms
+
+MAX_BUDGET_MS = 600_000
+LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
+
+T = TypeVar("T")
+router = APIRouter()
+
+
+@router.post("/v1/classify", response_model=None, **CLASSIFY)
+async def classify(request: Request) -> Response:
+    """Classify one image, or several, with the most accurate width that fits the budget and the present load."""
+    services: Services = request.app.state.services
+    services.lifecycle.check_serving()
+    terms = read_terms(request, services)
+    top_k = read_top_k(request, len(services.labels))
+    services.arrived(terms)
+    jobs: list[Job] = []
+    try:
+        with services.admission.permit(read_content_length(request.headers)) as permit:
+            services.admission.check_in_time(terms, decoded=False)
+            async with asyncio.timeout(terms.deadline - time.monotonic()):
+                images, single = await read_images(request, permit)
+                work = asyncio.gather(*(classify_image(services, terms, image, jobs) for image in images))
+                outcomes = await until_gone(work, request.receive)
+    except TimeoutError:
+        raise Expired(f"The deadline passed after {1000 * (terms.deadline - terms.arrival):g} ms.") from None
+    except (Gone, ClientDisconnect):
+        services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
+        raise Gone("The client left before its answer was ready.") from None
+    if single and isinstance(outcomes[0], Exception):
+        raise outcomes[0]
+    respond = classification if single else classifications
+    return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
+
+
+async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs: list[Job]) -> Timed | Exception:
+    """Decode, queue, and wait for the batch. An image's fault is returned, so that it stays with that image."""
+    started = time.monotonic()
+    try:
+        pixels = await services.decode(encoded)
+        queued_at = time.monotonic()
+        services.decoded(queued_at - started)
+        services.admission.check_in_time(terms, decoded=True)
+        job = Job(terms, pixels, queued_at)
+        jobs.append(job)
+        services.queue.put(job)
+        return Timed(await job.answer, queued_at - started)
+    except RequestError as error:
+        return error
+
+
+async def until_gone(work: Awaitable[T], receive: Receive) -> T:
+    """The work's result; raises Gone, and cancels the work, as soon as the client disconnects."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone("The client left.")
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bool]:
+    """The encoded images of a request, and whether it is the one-image form.
+
+    Raises BadRequest, UnsupportedImage, TooLarge or Shed.
+    """
+    content_type = request.headers.get("content-type")
+    if not (content_type or "").lower().startswith("multipart/form-data"):
+        check_media_type(content_type)
+        return [await read_body(request, permit)], True
+    body = await read_body(request, permit)
+    parser = MultiPartParser(request.headers, _once(body), max_files=permit.admission.max_images, max_part_size=len(body))
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise BadRequest(f"The multipart body cannot be read: {getattr(error, 'message', 'it lacks a boundary')}") from None
+    files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
+    if not files:
+        raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
+    permit.set_images(len(files))
+    for part in files:
+        check_media_type(part.content_type)
+    images = [await part.read() for part in files]
+    await form.close()
+    return images, len(images) == 1
+
+
+async def read_body(request: Request, permit: Permit) -> bytes:
+    """The whole body, counted against the limits while it comes in. Raises TooLarge, Shed, or BadRequest when empty."""
+    chunks = []
+    async for chunk in request.stream():
+        permit.add_bytes(len(chunk))
+        chunks.append(chunk)
+    body = b"".join(chunks)
+    if not body:
+        raise BadRequest(f"The body is empty: send an encoded image ({', '.join(MEDIA_TYPES[:3])}, ...).")
+    return body
+
+
+def read_terms(request: Request, services: Services) -> Terms:
+    """Budget, pin and floor of the headers. Raises BadRequest for what is malformed, Impossible for what cannot be."""
+    arrival: float = request.scope["state"]["arrival"]
+    budget_ms = _number(request.headers, "x-latency-budget-ms", "a number of milliseconds such as 100")
+    if budget_ms is not None and not 0 < budget_ms <= MAX_BUDGET_MS:
+        raise BadRequest(f"X-Latency-Budget-Ms is {budget_ms:g}; it must be above 0 and at most {MAX_BUDGET_MS}.")
+    floor = _number(request.headers, "x-min-accuracy", "a fraction such as 0.55")
+    if floor is not None and not 0 <= floor <= 1:
+        raise BadRequest(f"X-Min-Accuracy is {floor:g}; it is a fraction from 0 to 1, such as 0.55.")
+    widths = services.admission.widths_for(_pinned(request.headers, services), floor)
+    order_by_s = (services.settings.default_budget_ms if budget_ms is None else budget_ms) / 1000
+    deadline_s = LATE_FACTOR * order_by_s if budget_ms is None else order_by_s
+    services.admission.check_possible(widths, deadline_s)
+    return Terms(arrival, arrival + order_by_s, arrival + deadline_s, widths, budget_ms)
+
+
+def read_top_k(request: Request, num_classes: int) -> int:
+    """Query ``top_k``, 5 unless given. Raises BadRequest."""
+    unknown = set(request.query_params) - {"top_k"}
+    if unknown:
+        raise BadRequest(f"Unknown query parameter {min(unknown)[:50]!r}; there is only top_k.")
+    text = request.query_params.get("top_k", str(min(5, num_classes)))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= num_classes):
+        raise BadRequest(f"top_k is {text[:50]!r}; it must be a whole number from 1 to {num_classes}.")
+    return int(text)
+
+
+def read_content_length(headers: Headers) -> int | None:
+    text = headers.get("content-length")
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _pinned(headers: Headers, services: Services) -> Width | None:
+    ratio = _number(headers, "x-width", "a trained width such as 0.5")
+    if ratio is None:
+        return None
+    try:
+        return services.checkpoint.config.width(ratio)
+    except ValueError as error:
+        trained = [float(width) for width in services.checkpoint.config.widths]
+        raise Impossible(f"X-Width: {error}.", extra={"widths": trained}) from None
+
+
+def _number(headers: Headers, name: str, example: str) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        shown = "-".join(part.capitalize() for part in name.split("-"))
+        raise BadRequest(f"{shown} is {text[:50]!r}; it must be {example}.")
+    return value
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+

@@ -1,0 +1,33 @@
+"""Liveness, readiness and metrics: answered by the event loop alone, never through the inference queue."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from server.services import Services
+
+router = APIRouter()
+
+
+@router.get("/livez", response_class=PlainTextResponse)
+async def livez() -> str:
+    """200 while the event loop turns."""
+    return "ok"
+
+
+@router.get("/readyz", response_class=PlainTextResponse)
+async def readyz(request: Request) -> Response:
+    """200 once the narrowest and the widest width are warmed; 503 while starting, draining or failed."""
+    services: Services = request.app.state.services
+    ready = services.lifecycle.ready
+    return PlainTextResponse("ready" if ready else services.lifecycle.why_not_ready(), 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    services: Services = request.app.state.services
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

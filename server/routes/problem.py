@@ -1,0 +1,69 @@
+"""Errors at the HTTP edge: one status table, and ``application/problem+json`` (RFC 9457) for everything."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from server import errors
+
+STATUSES: dict[type[errors.RequestError], int] = {
+    errors.BadRequest: 400,
+    errors.TooLarge: 413,
+    errors.UnsupportedImage: 415,
+    errors.BrokenImage: 422,
+    errors.Impossible: 422,
+    errors.Shed: 429,
+    errors.Gone: 499,  # nobody reads it; nginx's number
+    errors.Unavailable: 503,
+    errors.Expired: 504,
+}
+TITLES = {
+    errors.BadRequest: "Bad request",
+    errors.TooLarge: "Too large",
+    errors.UnsupportedImage: "Not an image we read",
+    errors.BrokenImage: "Broken image",
+    errors.Impossible: "Impossible on this machine",
+    errors.Shed: "Refused for load",
+    errors.Gone: "Client left",
+    errors.Unavailable: "Not serving",
+    errors.Expired: "Deadline passed",
+}
+
+
+def problem(error: Exception, request_id: str) -> dict[str, Any]:
+    """The problem object of any exception; a bug shows none of its internals."""
+    if isinstance(error, errors.RequestError):
+        kind = type(error)
+        content = _content(kind.__name__.lower(), TITLES[kind], STATUSES[kind], error.detail, request_id)
+        return {**content, **error.extra}
+    if isinstance(error, HTTPException):
+        title = HTTPStatus(error.status_code).phrase
+        return _content(title.lower().replace(" ", "-"), title, error.status_code, f"{error.detail}.", request_id)
+    return _content("bug", "Internal error", 500, "The server has a bug; it was logged under this request id.", request_id)
+
+
+def problem_response(error: Exception, request_id: str) -> Response:
+    content = problem(error, request_id)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(error, errors.Shed):
+        headers["Retry-After"] = str(int(error.retry_after_s))
+    if isinstance(error, errors.Unavailable):
+        headers |= {"Retry-After": "1", "Connection": "close"}
+    return Response(
+        json.dumps(content, ensure_ascii=False), content["status"], headers, media_type="application/problem+json"
+    )
+
+
+def _content(kind: str, title: str, status: int, detail: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:scala-serve:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }

@@ -1,0 +1,94 @@
+"""What the HTTP API answers, for OpenAPI and for readers; the shapes of docs/architecture.md's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Prediction(BaseModel):
+    class_id: int
+    label: str
+    score: float = Field(description="Probability, 0 to 1")
+
+
+class Timing(BaseModel):
+    """Milliseconds. ``total`` runs from the request's head to the making of this answer."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Classification(BaseModel):
+    model: str
+    predictions: list[Prediction]
+    width: float = Field(description="The trained width that answered")
+    expected_accuracy: float | None = Field(description="Top-1 of that width, 0 to 1; null if never measured")
+    budget_ms: float
+    budget_met: bool
+    timing_ms: Timing
+    batch_size: int
+    request_id: str
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class ItemResult(BaseModel):
+    """One image of several: its answer or its own error."""
+
+    predictions: list[Prediction] | None = None
+    width: float | None = None
+    expected_accuracy: float | None = None
+    batch_size: int | None = None
+    timing_ms: Timing | None = None
+    error: Problem | None = None
+
+
+class Classifications(BaseModel):
+    model: str
+    results: list[ItemResult]
+    budget_ms: float
+    budget_met: bool
+    request_id: str
+
+
+class Latency(BaseModel):
+    """Milliseconds, on this machine when it is idle."""
+
+    p50: float
+    p99: float
+
+
+class ModelWidth(BaseModel):
+    width: float
+    accuracy: float | None
+    accuracy_ci95: tuple[float, float] | None
+    parameters: int
+    macs: int
+    dominated: bool = Field(description="Another width is as accurate and no slower here: this one is never chosen")
+    latency_ms: dict[str, Latency] = Field(description="By batch size; a size appears once it is warmed")
+
+
+class Model(BaseModel):
+    """The checkpoint's card; ``classes`` are the labels, by class id."""
+
+    name: str
+    image_size: int
+    classes: list[str]
+    widths: list[ModelWidth]
+    architecture: dict[str, Any]
+    preprocessing: dict[str, Any]
+    evaluation: dict[str, Any] | None
+    training: dict[str, Any] | None
+    weights_sha256: str

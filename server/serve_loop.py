@@ -1,0 +1,159 @@
+"""The driver: form a batch, decide, run, settle, record. One device, one engine thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from scala_model.width import Width
+from server.admission import Admission
+from server.engine.contract import Engine
+from server.errors import RequestError, Shed, Unavailable
+from server.latency_profile import LatencyProfile
+from server.lifecycle import Lifecycle
+from server.load_monitor import LoadMonitor
+from server.metrics import Metrics
+from server.policies import Policy
+from server.request_queue import RequestQueue
+from server.types import Answer, Decision, Job, Probabilities
+
+CALIBRATION_RUNS = 20
+MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
+MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
+log = logging.getLogger("scala.serve")
+
+
+class EngineHung(Exception):
+    """The engine has not come back in ten times its p99."""
+
+
+class ServeLoop:
+    """Owns the device. ``start`` loads and warms the engine; ``serve`` runs until it is cancelled or the engine fails."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        queue: RequestQueue,
+        profile: LatencyProfile,
+        monitor: LoadMonitor,
+        admission: Admission,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        image_size: int,
+    ) -> None:
+        self._engine, self._policy, self._queue, self._profile = engine, policy, queue, profile
+        self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
+        self._image_shape = (image_size, image_size, 3)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._failures = 0
+
+    async def serve(self) -> None:
+        while True:
+            await self._queue.wait()
+            decision = self._policy(
+                self._queue.view(), self._monitor.load(time.monotonic()), self._profile, time.monotonic()
+            )
+            jobs, refused = self._take(decision)
+            for job in refused:
+                _settle(job, Shed("Even the narrowest width would be late; try again in 1 s.", retry_after_s=1))
+            if jobs:
+                await self._run(jobs, decision)
+
+    async def start(self) -> None:
+        """Load the engine and warm every cell; ready as soon as the narrowest and the widest can run one image."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.load)
+        widths = self._profile.widths
+        for width in (widths[0], widths[-1]):
+            await self._calibrate(width, 1)
+        self._lifecycle.started = True
+        log.info("ready")
+        for bucket in self._profile.buckets:
+            for width in widths:
+                if self._profile.cell(width, bucket) is None:
+                    await self._calibrate(width, bucket)
+        log.info("all %d widths warmed up to batch %d", len(widths), self._profile.buckets[-1])
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, decision: Decision) -> tuple[list[Job], list[Job]]:
+        taken = self._queue.take([*decision.batch, *decision.shed])
+        return taken[: len(decision.batch)], taken[len(decision.batch) :]
+
+    async def _run(self, jobs: Sequence[Job], decision: Decision) -> None:
+        started = time.monotonic()
+        for job in jobs:
+            job.dispatched = True
+        profiled_s = self._profile.p50(decision.width, len(jobs))
+        interference = self._monitor.interference(started)
+        self._admission.device_free_at = started + decision.predicted_s
+        try:
+            probabilities = await self._on_device(np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s)
+        except EngineHung as error:
+            self._fail(jobs, str(error))
+        except Exception as error:
+            log.exception("the engine failed on a batch of %d at width %s", len(jobs), decision.width)
+            self._failures += 1
+            for job in jobs:
+                _settle(job, error)
+            if self._failures >= MAX_FAILURES:
+                self._fail((), f"{MAX_FAILURES} batches in a row raised {type(error).__name__}")
+        else:
+            self._failures = 0
+            ended = time.monotonic()
+            self._record(jobs, decision, ended - started, profiled_s, interference, ended)
+            for job, row in zip(jobs, probabilities, strict=True):
+                answer = Answer(row, decision.width, len(jobs), started - job.queued_at, ended - started)
+                _settle(job, answer)
+
+    async def _on_device(self, pixels: np.ndarray, width: Width, predicted_s: float) -> Probabilities:  # type: ignore[type-arg]
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, pixels, width)
+        try:
+            async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s") from None
+
+    async def _calibrate(self, width: Width, batch: int) -> None:
+        """Warm one cell and measure it on the path that requests take, letting them through between runs."""
+        pixels = np.zeros((batch, *self._image_shape), np.uint8)
+        await self._on_device(pixels, width, 60.0)
+        seconds = []
+        for _ in range(CALIBRATION_RUNS):
+            await asyncio.sleep(0)
+            started = time.monotonic()
+            await self._on_device(pixels, width, 60.0)
+            seconds.append(time.monotonic() - started)
+        self._profile.record(width, batch, seconds)
+
+    def _record(
+        self, jobs: Sequence[Job], decision: Decision, seconds: float, profiled_s: float, interference: float, now: float
+    ) -> None:
+        self._monitor.ran(seconds, profiled_s, decision.predicted_s, now)
+        self._profile.record(decision.width, len(jobs), [seconds / interference])
+        self._metrics.batch_size.observe(len(jobs))
+        self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
+
+    def _fail(self, jobs: Sequence[Job], why: str) -> None:
+        """No more batches: everyone who waits hears so, and the process leaves for its supervisor to restart."""
+        log.error("the engine failed: %s", why)
+        self._lifecycle.fail(why)
+        for job in (*jobs, *self._queue.drop_all()):
+            _settle(job, Unavailable("The engine failed; the server is restarting. Try again."))
+        raise EngineHung(why)
+
+
+def _settle(job: Job, outcome: Answer | RequestError | Exception) -> None:
+    """Give the job its answer, unless it expired or its client left meanwhile."""
+    if job.answer.done():
+        return
+    if isinstance(outcome, Answer):
+        job.answer.set_result(outcome)
+    else:
+        job.answer.set_exception(outcome)

@@ -1,0 +1,72 @@
+"""What one running server is made of; built once by ``app.py`` and read by the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from scala_model.checkpoint import Checkpoint
+from scala_model.width import Width
+from server.admission import Admission
+from server.decode import ImageDecoder
+from server.latency_profile import LatencyProfile
+from server.lifecycle import Lifecycle
+from server.load_monitor import LoadMonitor
+from server.metrics import Metrics
+from server.request_queue import RequestQueue
+from server.serve_loop import ServeLoop
+from server.settings import Settings
+from server.types import Answer, Pixels, Terms
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts, and the few notes that routes make of what happens."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    lifecycle: Lifecycle
+    metrics: Metrics
+    profile: LatencyProfile
+    monitor: LoadMonitor
+    queue: RequestQueue
+    admission: Admission
+    serve_loop: ServeLoop
+    decoder: ImageDecoder
+    decoders: ThreadPoolExecutor
+    labels: tuple[str, ...]
+    measured_accuracy: dict[Width, float | None]
+
+    async def decode(self, encoded: bytes) -> Pixels:
+        """Decode in the bounded pool. Raises what ``ImageDecoder`` raises."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, encoded)
+
+    def arrived(self, terms: Terms) -> None:
+        """A well-formed request came in; a pinned width counts with its own share of device time."""
+        widest, ready = self.profile.widths[-1], self.profile.ready
+        share = 1.0
+        if len(terms.widths) == 1 and ready(terms.widths[0]) and ready(widest):
+            share = self.profile.p50(terms.widths[0], 1) / self.profile.p50(widest, 1)
+        self.monitor.arrived(1, terms.order_by - terms.arrival, share, time.monotonic())
+
+    def decoded(self, seconds: float) -> None:
+        self.monitor.decode.observe(seconds)
+        self.metrics.stage_duration.labels("decode").observe(seconds)
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self.metrics.stage_duration.labels("queue").observe(answer.queue_s)
+            self.metrics.stage_duration.labels("inference").observe(answer.inference_s)
+            self.monitor.answered(self.profile.accuracy[answer.width])
+
+    def full_width_demand(self) -> float:
+        """Device time per second that all arrivals would need at full width; above 1 is more than one device."""
+        widest = self.profile.widths[-1]
+        if not self.profile.ready(widest):
+            return 0.0
+        now = time.monotonic()
+        per_image = self.profile.seconds_per_image(widest, self.monitor.median_budget_s() / 2)
+        return self.monitor.demand.value(now) * per_image * self.monitor.interference(now)

@@ -1,0 +1,198 @@
+"""What an operator can set, from four places: flag > environment > file > default.
+
+A wrong value, an unknown name or an unreadable file is refused before anything starts, all of them at once, each in one
+sentence that says where it stands. Numbers may be written as text everywhere, for the environment knows nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+# Stricter than int() and float(), which also take white space, "8_000", "nan" and the digits of other scripts.
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_HOST = re.compile(r"[\w.:%-]+")  # names, IPv4, IPv6 with a zone; never "", which would listen on every interface
+
+
+class SettingsError(ValueError):
+    """One line for every problem: the source, the value and what is accepted."""
+
+
+def _whole(low: int, high: int) -> BeforeValidator:
+    def check(value: object) -> int:
+        number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+        if type(number) is not int or not low <= number <= high:  # a bool is no number here
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def _number(low: float, high: float) -> BeforeValidator:
+    def check(value: object) -> float:
+        number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+        if not isinstance(number, int | float) or isinstance(number, bool) or not low <= number <= high:  # nor is NaN
+            raise ValueError(f"must be a number from {low} to {high}")
+        return float(number)
+
+    return BeforeValidator(check)
+
+
+def _host(value: object) -> str:
+    if not isinstance(value, str) or not _HOST.fullmatch(value):
+        raise ValueError("must be a host name or an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
+    return value
+
+
+def _folder(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("must be the path of a checkpoint's folder")
+    return Path(value)
+
+
+def _policy(value: object) -> str:
+    """The form only: whether a width was trained is for the checkpoint to say."""
+    kind, _, width = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if value != "adaptive" and not (kind == "fixed" and _NUMBER.fullmatch(width) and 0 < float(width) <= 1):
+        raise ValueError("must be 'adaptive' or 'fixed:<width>' with a width in (0, 1], such as 'fixed:0.5'")
+    return str(value)
+
+
+def _one_worker(value: object) -> int:
+    if value not in (1, "1") or isinstance(value, bool):
+        raise ValueError("must be 1: one process, one device, one engine thread; more GPUs or machines = more replicas")
+    return 1
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """The effective settings of one server. None means that the value follows from the machine or the package.
+
+    Raises pydantic's ValidationError, a ValueError; ``load`` raises ``SettingsError``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    host: Annotated[str, BeforeValidator(_host)] = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, _whole(0, 65_535)] = 8000
+    """TCP port to listen on; 0 takes any free one."""
+    workers: Annotated[int, BeforeValidator(_one_worker)] = 1
+    """Processes that serve; always 1."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
+    """Least severity that is logged."""
+
+    checkpoint: Annotated[Path, BeforeValidator(_folder)] | None = None
+    """Folder of the checkpoint; by default the one that comes with the package."""
+    engine: Literal["auto", "torch"] = "auto"
+    """What runs the network; auto takes the fastest that there is."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto takes a GPU where there is one."""
+    num_threads: Annotated[int, _whole(1, 1024)] | None = None
+    """Threads of an engine on the CPU; by default they follow from the container's CPU limit."""
+    policy: Annotated[str, BeforeValidator(_policy)] = "adaptive"
+    """How widths are chosen: adaptive, or fixed:<width> for always the same."""
+    default_budget_ms: Annotated[float, _number(1, 600_000)] = 1000.0
+    """Milliseconds after its arrival by which a request that names no budget is due."""
+
+    max_body_bytes: Annotated[int, _whole(1, 2**30)] = 20 * 2**20
+    """Bytes that a request's body may have."""
+    max_pixels: Annotated[int, _whole(1, 2**30)] = 50_000_000
+    """Pixels that an image may have, width times height."""
+    max_batch: Annotated[int, _whole(1, 4096)] | None = None
+    """Images that a batch may have; by default 16 on a CPU and 256 on a GPU."""
+    max_queue: Annotated[int, _whole(1, 65_536)] = 256
+    """Images that may wait for the network."""
+
+    drain_grace_s: Annotated[float, _number(0, 3600)] = 5.0
+    """Seconds after SIGTERM for which new requests are still served."""
+    drain_timeout_s: Annotated[float, _number(0, 3600)] = 30.0
+    """Seconds after SIGTERM at which the server exits whatever is still in flight."""
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object] = {}, environ: Mapping[str, str] = os.environ) -> Self:
+        """Flags by the settings' names (None: not given) over ``SCALA_*`` over the file ``SCALA_CONFIG`` over defaults.
+
+        Raises SettingsError, one line a problem.
+        """
+        problems: list[str] = []
+        given: dict[str, tuple[str, object]] = {}  # the source that wins, and its value
+        for source in (_file(environ, problems), _environment(environ), _flags(flags)):
+            for name, value in source.values.items():
+                if name in cls.model_fields:
+                    given[name] = (f"{source.kind} {source.spell(name)}", value)
+                else:
+                    problems.append(source.refusal(name, cls.model_fields))
+        try:
+            settings = cls.model_validate({name: value for name, (_, value) in given.items()})
+        except ValidationError as refusal:
+            for error in refusal.errors():
+                where, value = given[str(error["loc"][0])]
+                accepted = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+                problems.append(f"{where} is {value!r:.200}; it {accepted}")
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return settings
+
+
+class _Source(NamedTuple):
+    """Where settings come from: their values by name, and how it spells a name."""
+
+    kind: str
+    spell: Callable[[str], str]
+    values: Mapping[str, object]
+
+    def refusal(self, unknown: str, known: Mapping[str, object]) -> str:
+        nearest = difflib.get_close_matches(unknown.lower(), known, n=1)
+        there_are = ", ".join(map(self.spell, known))
+        remedy = f"did you mean {self.spell(nearest[0])}?" if nearest else f"there are {there_are}"
+        return f"{self.kind} {self.spell(unknown)} is unknown; {remedy}"
+
+
+def _flags(flags: Mapping[str, object]) -> _Source:
+    values = {name: value for name, value in flags.items() if value is not None}
+    return _Source("flag", lambda name: "--" + name.replace("_", "-"), values)
+
+
+# Not ours to refuse: the variable that names the file, the tests' data, and where the Scala language is installed.
+_NO_SETTING = ("SCALA_CONFIG", "SCALA_DATA_DIR", "SCALA_HOME")
+# Kubernetes gives every pod such variables for every Service of its namespace that is called scala or scala-*. They may
+# appear at a pod's first restart after the Service was made, and even SCALA_PORT=tcp://10.0.0.1:8000 is among them.
+_SERVICE_LINK = re.compile(
+    r"SCALA_(\w+_)?(SERVICE_(HOST|PORT)\w*=|PORT_[0-9]+_(TCP|UDP|SCTP)\w*=|PORT=(tcp|udp|sctp)://)"
+)
+
+
+def _environment(environ: Mapping[str, str]) -> _Source:
+    """An empty variable counts as unset: that is how compose files and CI pass on what nobody set."""
+    # Case is swapped, not lowered, so that SCALA_Port is as unknown as it looks and is named as it was written.
+    values = {
+        name.removeprefix("SCALA_").swapcase(): value
+        for name, value in environ.items()
+        if name.startswith("SCALA_")
+        and name not in _NO_SETTING
+        and not _SERVICE_LINK.match(f"{name}={value}")
+        and value
+    }
+    return _Source("environment", lambda name: "SCALA_" + name.swapcase(), values)
+
+
+def _file(environ: Mapping[str, str], problems: list[str]) -> _Source:
+    path, values = environ.get("SCALA_CONFIG", ""), {}
+    try:
+        if path:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of which broken TOML and broken UTF-8 are kinds
+        problems.append(f"environment SCALA_CONFIG is {path!r}; it must be a readable TOML file ({error})")
+    return _Source(f"file {path} key", str, values)

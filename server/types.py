@@ -1,0 +1,87 @@
+"""The words of the server as values; see docs/architecture.md. Instants are ``time.monotonic()`` seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scala_model.width import Width
+
+Pixels = NDArray[np.uint8]  # (image_size, image_size, 3)
+Probabilities = NDArray[np.float32]  # (B, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request asks for. ``deadline`` ends it; ``order_by`` is its place in the queue.
+
+    They are the same instant when it names a budget. One that names none is ordered by arrival + default budget and may
+    be late, up to ``deadline``. ``widths`` are those its pin or accuracy floor allows, ascending.
+    """
+
+    arrival: float
+    order_by: float
+    deadline: float
+    widths: tuple[Width, ...]
+    budget_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One image of the queue as a policy sees it."""
+
+    order_by: float
+    deadline: float
+    widths: tuple[Width, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the monitor saw. ``arrival_rate`` in images/s, ``interference`` observed / profiled latency."""
+
+    arrival_rate: float = 0.0
+    interference: float = 1.0
+    reserve_s: float = 0.0  # from the end of inference to the answer's last byte
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Run ``batch`` (positions in the queue) at ``width``; refuse ``shed`` (positions), which would be late anyway.
+
+    ``predicted_s`` is the batch's p99 latency in seconds; ``reason`` is for people and logs.
+    """
+
+    width: Width
+    batch: tuple[int, ...]
+    shed: frozenset[int]
+    predicted_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said of one image. ``probabilities`` (classes,)."""
+
+    probabilities: NDArray[np.float32]
+    width: Width
+    batch_size: int
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One decoded image on its way to an answer."""
+
+    terms: Terms
+    pixels: Pixels
+    queued_at: float
+    dispatched: bool = False
+    answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def waiting(self) -> Waiting:
+        return Waiting(self.terms.order_by, self.terms.deadline, self.terms.widths)
