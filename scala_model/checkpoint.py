@@ -76,7 +76,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     try:
         weights = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
+        raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file that we can read: {error}") from None
     _check_weights(folder / WEIGHTS, weights, config)
     return Checkpoint(config, card, weights)
 
@@ -189,5 +189,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

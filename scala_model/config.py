@@ -50,10 +50,10 @@ class ScalaConfig:
                 raise ValueError(f"{name} must be a whole number from 1 to {MOST}; got {value!r}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        for name in ("mlp_ratio", "layer_norm_eps"):
+        for name in ("mlp_ratio", "layer_norm_eps", "granularity"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite; got {value!r}")
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number, positive and finite; got {value!r}")
         if type(self.distilled) is not bool:
             raise ValueError(f"distilled must be true or false; got {self.distilled!r}")
         if self.global_pool not in ("token", "avg"):
@@ -73,8 +73,6 @@ class ScalaConfig:
     def widths(self) -> tuple[Width, ...]:
         """The trained widths, ascending."""
         low, high = Width(self.smallest).ratio, Width(self.largest).ratio
-        if not self.granularity > 0:
-            raise ValueError(f"granularity must be positive; got {self.granularity!r}")
         step = Fraction(str(self.granularity))
         if low > high or (high - low) % step:
             raise ValueError(f"steps of {self.granularity} do not lead from {self.smallest} to {self.largest}")

@@ -67,7 +67,7 @@ class DenseViT(nn.Module):
         """Normalised images (B, 3, S, S) -> logits (B, classes)."""
         patches_BTC = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         tokens = [self.cls_token, self.dist_token] if self.config.distilled else [self.cls_token]
-        leading = [token.expand(len(images), -1, -1) for token in tokens]
+        leading = [token.expand(images.shape[0], -1, -1) for token in tokens]
         x_BTC = self.blocks(torch.cat([*leading, patches_BTC], dim=1) + self.pos_embed)
         if self.config.global_pool == "avg":
             return self.head(self.fc_norm(x_BTC[:, 1:].mean(1)))  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from server.errors import Impossible, Shed, TooLarge
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
 from server.request_queue import RequestQueue
-from server.types import Terms
+from server.types import Load, Terms
 
 MAX_INFLIGHT_BODIES = 8  # of the largest size; as many bytes may be held in request bodies at once
 
@@ -48,7 +48,13 @@ class Admission:
     """Bounds and predictions for one server. ``images`` are inside: being read, decoded, queued or run."""
 
     def __init__(
-        self, queue: RequestQueue, profile: LatencyProfile, monitor: LoadMonitor, *, max_images: int, max_body_bytes: int
+        self,
+        queue: RequestQueue,
+        profile: LatencyProfile,
+        monitor: LoadMonitor,
+        *,
+        max_images: int,
+        max_body_bytes: int,
     ) -> None:
         self._queue, self._profile, self._monitor = queue, profile, monitor
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
@@ -102,7 +108,7 @@ class Admission:
 
     def check_possible(self, widths: Sequence[Width], budget_s: float) -> None:
         """Raises Impossible when even the idle machine is slower than the budget; the answer lists what can."""
-        fastest = min(self._p99(w) for w in widths)
+        fastest = self._fastest_p99(widths)
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "
@@ -114,24 +120,30 @@ class Admission:
         """Raises Shed when even the narrowest width would be late for it now."""
         now = time.monotonic()
         load = self._monitor.load(now)
-        fastest = min(self._p99(w) for w in terms.widths)
-        decode_s = 0.0 if decoded else self._monitor.decode.value_s
-        start = max(now + decode_s, self.device_free_at + self._backlog_s(terms.order_by))
-        if start + load.interference * fastest + load.reserve_s > terms.deadline:
+        prepare_s = 0.0 if decoded else self._monitor.prepare.value_s(now)
+        start = max(now + prepare_s, self.device_free_at + self._backlog_s(terms.order_by, load))
+        if start + load.interference * self._fastest_p99(terms.widths) + load.respond_s > terms.deadline:
             raise self._shed("Even the narrowest width would be late")
+
+    def _fastest_p99(self, widths: Sequence[Width]) -> float:
+        fastest = self._profile.fastest
+        return self._p99(fastest) if fastest in widths else min(self._p99(w) for w in widths)
 
     def _p99(self, width: Width) -> float:
         return self._profile.p99(width, 1) if self._profile.ready(width) else math.inf
 
-    def _backlog_s(self, order_by: float) -> float:
+    def _backlog_s(self, order_by: float, load: Load) -> float:
         """Seconds of work, at the fastest width, ahead of an image ordered by ``order_by``. Decoders' images count."""
         ahead = self._queue.ahead_of(order_by) + max(0, self.images - len(self._queue) - 1)
-        now = time.monotonic()
-        return ahead * self._profile.seconds_per_image(self._profile.fastest) * self._monitor.interference(now)
+        if not ahead:
+            return 0.0
+        width, profile = self._profile.fastest, self._profile
+        batches = math.ceil(ahead / profile.best_batch(width))
+        return ahead * load.interference * profile.seconds_per_image(width) + batches * load.hop_s
 
     def _shed(self, why: str) -> Shed:
         """Come back when what is inside has been served, spread out so that not everyone does at once (RFC 9110, 10.2.3)."""
-        drain_s = self._backlog_s(math.inf) if self._profile.ready(self._profile.fastest) else 0.0
+        drain_s = self._backlog_s(math.inf, self._monitor.load(time.monotonic()))
         retry_after_s = math.ceil(drain_s + random.uniform(0, 2))
         return Shed(f"{why}; try again in {retry_after_s} s.", retry_after_s=retry_after_s)
 

@@ -13,16 +13,15 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
 from server.admission import Admission
 from server.decode import ImageDecoder
-from server.edge import Edge, outcome_of
+from server.edge import Edge, answer_error
 from server.engine import engine_of
 from server.engine.contract import Engine
-from server.errors import BadRequest, RequestError
+from server.errors import RequestError
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -31,7 +30,6 @@ from server.metrics import Metrics
 from server.policies import policy_of
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model
-from server.routes.problem import problem_response
 from server.serve_loop import ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
@@ -40,7 +38,7 @@ SAMPLE_EVERY_S = 0.2
 log = logging.getLogger("scala.serve")
 
 
-def build_app(settings: Settings) -> tuple[FastAPI, Services]:
+def build_app(settings: Settings) -> tuple[ASGIApp, Services]:
     """The application for these settings, its checkpoint read and verified, its engine not loaded yet.
 
     Raises CheckpointError and SettingsError.
@@ -52,7 +50,7 @@ def build_app(settings: Settings) -> tuple[FastAPI, Services]:
 
 def assemble(
     settings: Settings, checkpoint: Checkpoint, engine: Engine, machine: MachineReader
-) -> tuple[FastAPI, Services]:
+) -> tuple[ASGIApp, Services]:
     """The application around any engine. Raises SettingsError for a policy that the checkpoint cannot follow."""
     measured = {checkpoint.config.width(entry["width"]): entry["accuracy"] for entry in checkpoint.card["widths"]}
     try:
@@ -62,7 +60,11 @@ def assemble(
     lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
     profile = LatencyProfile(measured, engine.max_batch)
     admission = Admission(
-        queue, profile, monitor, max_images=settings.max_queue, max_body_bytes=settings.max_body_bytes
+        queue,
+        profile,
+        monitor,
+        max_images=settings.max_queue,
+        max_body_bytes=settings.max_body_bytes,
     )
     services = Services(
         settings=settings,
@@ -88,16 +90,14 @@ def assemble(
         lifespan=_lifespan(services, engine, machine),
         redoc_url=None,
     )
-    app.state.services = services
     for routes in (classify, health, model):
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(Edge, lifecycle=lifecycle, metrics=metrics)
-    return app, services
+        app.add_exception_handler(kind, answer_error)
+    return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
 
 
-def _lifespan(services: Services, engine: Engine, machine: MachineReader):  # type: ignore[no-untyped-def]
+def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lifespan[FastAPI]:
     """Listening begins at once; the engine is loaded and warmed beside it, and ``/readyz`` tells when."""
 
     @asynccontextmanager
@@ -155,19 +155,14 @@ def _export(services: Services, engine: Engine) -> None:
         ("engine_busy_ratio", "Share of time the engine runs", lambda: min(1.0, monitor.busy.value(now()))),
         ("expected_accuracy_ratio", "Expected top-1 of recent answers, smoothed", given),
         ("accuracy_debt_points", "Percentage points below the most accurate width", lambda: 100 * (best - given())),
-        ("full_width_demand_ratio", "Device time per second that all arrivals need at full width", services.full_width_demand),
+        (
+            "full_width_demand_ratio",
+            "Device time per second that all arrivals need at full width",
+            services.full_width_demand,
+        ),
         ("gpu_memory_bytes", "Device memory held by the engine", engine.memory_bytes),
     ):
         services.metrics.gauge(name, text).set_function(read)
     card = services.checkpoint.card
     services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)
     services.metrics.build_info.labels(version("scala-serve"), engine.name).set(1)
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        error = BadRequest("; ".join(str(entry["msg"]) for entry in error.errors()))
-    state = request.scope["state"]
-    if outcome := outcome_of(error):
-        state["outcome"] = outcome
-    return problem_response(error, state["request_id"])

@@ -105,7 +105,6 @@ def train(
     _check_train_extra()
     import torch
 
-    from scala_model.card import complete_card
     from scala_model.checkpoint import save_checkpoint
     from scala_model.preprocess import Preprocessing
     from scala_model.train.data import load_split, read_classes
@@ -114,8 +113,9 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     folder, place = out or Path("runs") / recipe, _torch_device(device)
-    card: dict[str, Any] = {"classes": read_classes(data)}
-    complete_card(chosen.config, recipe, card)  # before hours of training, not after them
+    classes, expected = read_classes(data), chosen.config.num_classes
+    if len(classes) != expected:  # said before hours of training, not after them
+        raise ValueError(f"{data / 'classes.tsv'} lists {len(classes)} classes; the recipe {recipe} has {expected}")
     _say(f"Reading {data}")
     images = load_split(data, "train", Preprocessing(chosen.resident_size))
     trainer = Trainer(chosen, images, folder, device=place, seed=seed)
@@ -125,11 +125,12 @@ def train(
     if trainer.step < trainer.num_steps:
         _say(f"Stopped at step {trainer.step} of {trainer.num_steps}, all saved. To go on, run the same command again.")
         raise typer.Exit(130)
-    card["training"] = _training_facts(recipe, trainer, data.resolve().name)
-    save_checkpoint(folder / "checkpoint" / recipe, trainer.model.half(), card)
-    _say(f"Wrote {folder / 'checkpoint' / recipe}")
+    card = {"classes": classes, "training": _training_facts(recipe, trainer, data.resolve().name)}
+    checkpoint = folder / "checkpoint" / recipe
+    save_checkpoint(checkpoint, trainer.model.half(), card)
+    _say(f"Wrote {checkpoint}")
     if any(data.glob("val-*.parquet")):
-        _measure(folder / "checkpoint" / recipe, data, place, write=True)
+        _measure(checkpoint, data, place, write=True)
 
 
 @app.command()

@@ -98,7 +98,9 @@ class LatencyProfile:
             w
             for w, seconds in ready
             for other, other_s in ready
-            if other != w and other_s <= seconds and self.accuracy[other] >= self.accuracy[w]
+            if other != w
+            and other_s <= seconds
+            and self.accuracy[other] >= self.accuracy[w]
             # of two equals the narrower stays
             and ((other_s, -self.accuracy[other]) != (seconds, -self.accuracy[w]) or other < w)
         )

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 EX_SOFTWARE = 70
 FAREWELL_S = 0.5
+# How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
+# image, and Python's 5 ms would each time be the most of a tight budget.
+SWITCH_INTERVAL_S = 0.0002
 log = logging.getLogger("scala.serve")
 
 
@@ -96,7 +99,7 @@ def run(settings: Settings) -> int:
     """
     from server.app import build_app
 
-    sys.setswitchinterval(0.001)  # the engine thread's many short operations must not wait 5 ms each for the event loop
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app, services = build_app(settings)
     config = uvicorn.Config(

@@ -12,7 +12,7 @@ from server.types import Load
 
 ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
-INTERFERENCE_TAU_S = 2.0  # without new evidence, interference is forgotten at this pace
+EVIDENCE_TAU_S = 1.0  # what slowed us is forgotten at this pace when nothing new is seen of it
 INTERFERENCE_WEIGHT = 0.15
 SMOOTHING = 0.05
 
@@ -35,31 +35,39 @@ class DecayingRate:
 
 @dataclass(slots=True)
 class Allowance:
-    """Mean plus four mean deviations of a duration in seconds: the retransmission timer of RFC 6298, section 2."""
+    """Mean plus two mean deviations of a duration in seconds, smoothed as in RFC 6298, section 2.
+
+    What is old counts less, both when it is read and when something new is seen: an estimate that makes the server
+    refuse everybody must not wait for an answered request to be corrected.
+    """
 
     mean_s: float = 0.0
     deviation_s: float = 0.0
+    _at: float = 0.0
 
-    def observe(self, seconds: float) -> None:
-        if self.mean_s == 0.0:
-            self.mean_s, self.deviation_s = seconds, seconds / 2
-        self.deviation_s += (abs(seconds - self.mean_s) - self.deviation_s) / 4
-        self.mean_s += (seconds - self.mean_s) / 8
+    def observe(self, seconds: float, now: float) -> None:
+        kept = self._kept(now)
+        self.deviation_s = kept * (self.deviation_s + (abs(seconds - self.mean_s) - self.deviation_s) / 4)
+        self.mean_s = seconds + kept * 7 / 8 * (self.mean_s - seconds)
+        self._at = now
 
-    @property
-    def value_s(self) -> float:
-        return self.mean_s + 4 * self.deviation_s
+    def value_s(self, now: float) -> float:
+        return (self.mean_s + 2 * self.deviation_s) * self._kept(now)
+
+    def _kept(self, now: float) -> float:
+        return math.exp(-max(0.0, now - self._at) / EVIDENCE_TAU_S)
 
 
 @dataclass(slots=True)
 class LoadMonitor:
-    """Arrivals, the device's busy time, interference, and how long decoding and answering take."""
+    """Arrivals, the device's busy time, interference, and how long an image takes before and after the device."""
 
     arrivals: DecayingRate = field(default_factory=lambda: DecayingRate(ARRIVALS_TAU_S))
     demand: DecayingRate = field(default_factory=lambda: DecayingRate(DEMAND_TAU_S))
     busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
-    decode: Allowance = field(default_factory=Allowance)
-    respond: Allowance = field(default_factory=Allowance)
+    prepare: Allowance = field(default_factory=Allowance)  # from a body's last byte to the queue: decoding
+    hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
+    respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None
     prediction_error: float = 1.0
@@ -73,8 +81,10 @@ class LoadMonitor:
         self.demand.add(images * full_width_share, now)
         self.budgets_s.append(budget_s)
 
-    def ran(self, observed_s: float, profiled_s: float, predicted_s: float, now: float) -> None:
-        """A batch took ``observed_s``; the idle machine's median is ``profiled_s``, the decision said ``predicted_s``."""
+    def ran(self, observed_s: float, hop_s: float, profiled_s: float, predicted_s: float, now: float) -> None:
+        """A batch took ``observed_s`` in the engine and ``hop_s`` to and from it; ``profiled_s`` is the idle machine's
+        median, ``predicted_s`` what the decision said."""
+        self.hop.observe(hop_s, now)
         current = self._learned(now)
         self._interference = current + INTERFERENCE_WEIGHT * (observed_s / profiled_s - current)
         self._interference_at = now
@@ -97,10 +107,10 @@ class LoadMonitor:
         return max(self._learned(now), self.contention)
 
     def load(self, now: float) -> Load:
-        return Load(self.arrivals.value(now), self.interference(now), self.respond.value_s)
+        return Load(self.arrivals.value(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))
 
     def median_budget_s(self) -> float:
         return median(self.budgets_s) if self.budgets_s else math.inf
 
     def _learned(self, now: float) -> float:
-        return 1 + (self._interference - 1) * math.exp(-max(0.0, now - self._interference_at) / INTERFERENCE_TAU_S)
+        return 1 + (self._interference - 1) * math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)

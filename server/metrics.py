@@ -24,9 +24,13 @@ class Metrics:
         self.stage_duration = Histogram(
             "scala_stage_duration_seconds", "Of one image", ["stage"], buckets=SECONDS, registry=registry
         )
-        self.budget = Counter("scala_budget", "Classification requests by what became of their budget", ["outcome"], registry=registry)
+        self.budget = Counter(
+            "scala_budget", "Classification requests by what became of their budget", ["outcome"], registry=registry
+        )
         self.width_selected = Counter("scala_width_selected", "Images run at this width", ["width"], registry=registry)
-        self.batch_size = Histogram("scala_batch_size", "Images", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry)
+        self.batch_size = Histogram(
+            "scala_batch_size", "Images", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
+        )
         self.cancelled_before_dispatch = Counter(
             "scala_cancelled_before_dispatch", "Images whose client left before a batch took them", registry=registry
         )

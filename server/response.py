@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from server.routes.problem import problem
 from server.services import Services
-from server.types import Answer, Terms
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """An answer and how long its image took to decode, in seconds."""
-
-    answer: Answer
-    decode_s: float
+from server.types import Terms, Timed
 
 
 def classification(
@@ -30,8 +21,8 @@ def classification(
     assert isinstance(timed, Timed)
     frame, met = _frame(services, terms, state)
     item = _item(services, timed, top_k, terms)
-    services.answered([timed.answer])
-    state["width"] = str(timed.answer.width)
+    services.answered([timed])
+    state.update(width=str(timed.answer.width), ran_until=timed.answer.ran_until)
     timing = ", ".join(f"{stage};dur={ms}" for stage, ms in item["timing_ms"].items())
     headers = {"X-Scala-Width": str(timed.answer.width), "X-Budget-Met": met, "Server-Timing": timing}
     return {"content": {**frame, **item}, "headers": headers}
@@ -42,9 +33,9 @@ def classifications(
 ) -> dict[str, Any]:
     """Body and headers of an answer to several images, each with its own predictions or its own error."""
     frame, met = _frame(services, terms, state)
-    answers = [outcome.answer for outcome in outcomes if isinstance(outcome, Timed)]
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
     services.answered(answers)
-    widths = sorted({answer.width for answer in answers})
+    widths = sorted({timed.answer.width for timed in answers})
     state["width"] = str(widths[0]) if len(widths) == 1 else ""
     results = [
         _item(services, outcome, top_k, terms)
@@ -74,7 +65,8 @@ def _item(services: Services, timed: Timed, top_k: int, terms: Terms) -> dict[st
     best = np.argsort(-answer.probabilities, kind="stable")[:top_k]
     return {
         "predictions": [
-            {"class_id": int(i), "label": services.labels[i], "score": round(float(answer.probabilities[i]), 6)} for i in best
+            {"class_id": int(i), "label": services.labels[i], "score": round(float(answer.probabilities[i]), 6)}
+            for i in best
         ],
         "width": float(answer.width),
         "expected_accuracy": services.measured_accuracy[answer.width],

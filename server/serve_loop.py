@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scala_model.width import Width
 from server.admission import Admission
@@ -92,9 +93,11 @@ class ServeLoop:
             job.dispatched = True
         profiled_s = self._profile.p50(decision.width, len(jobs))
         interference = self._monitor.interference(started)
-        self._admission.device_free_at = started + decision.predicted_s
+        self._admission.device_free_at = started + decision.predicted_s + self._monitor.hop.value_s(started)
         try:
-            probabilities = await self._on_device(np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s)
+            probabilities, ran_from, ran_until = await self._on_device(
+                np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s
+            )
         except EngineHung as error:
             self._fail(jobs, str(error))
         except Exception as error:
@@ -106,14 +109,19 @@ class ServeLoop:
                 self._fail((), f"{MAX_FAILURES} batches in a row raised {type(error).__name__}")
         else:
             self._failures = 0
-            ended = time.monotonic()
-            self._record(jobs, decision, ended - started, profiled_s, interference, ended)
+            hop_s = time.monotonic() - started - (ran_until - ran_from)
+            self._record(jobs, decision, ran_until - ran_from, hop_s, profiled_s, interference)
             for job, row in zip(jobs, probabilities, strict=True):
-                answer = Answer(row, decision.width, len(jobs), started - job.queued_at, ended - started)
+                answer = Answer(
+                    row, decision.width, len(jobs), ran_from - job.queued_at, ran_until - ran_from, ran_until
+                )
                 _settle(job, answer)
 
-    async def _on_device(self, pixels: np.ndarray, width: Width, predicted_s: float) -> Probabilities:  # type: ignore[type-arg]
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, pixels, width)
+    async def _on_device(
+        self, pixels: NDArray[np.uint8], width: Width, predicted_s: float
+    ) -> tuple[Probabilities, float, float]:
+        """Run on the engine's thread; the result and when it began and ended there. Raises EngineHung."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
         try:
             async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
                 return await asyncio.shield(future)
@@ -127,15 +135,20 @@ class ServeLoop:
         seconds = []
         for _ in range(CALIBRATION_RUNS):
             await asyncio.sleep(0)
-            started = time.monotonic()
-            await self._on_device(pixels, width, 60.0)
-            seconds.append(time.monotonic() - started)
+            _, started, ended = await self._on_device(pixels, width, 60.0)
+            seconds.append(ended - started)
         self._profile.record(width, batch, seconds)
 
     def _record(
-        self, jobs: Sequence[Job], decision: Decision, seconds: float, profiled_s: float, interference: float, now: float
+        self,
+        jobs: Sequence[Job],
+        decision: Decision,
+        seconds: float,
+        hop_s: float,
+        profiled_s: float,
+        interference: float,
     ) -> None:
-        self._monitor.ran(seconds, profiled_s, decision.predicted_s, now)
+        self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, time.monotonic())
         self._profile.record(decision.width, len(jobs), [seconds / interference])
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
@@ -147,6 +160,11 @@ class ServeLoop:
         for job in (*jobs, *self._queue.drop_all()):
             _settle(job, Unavailable("The engine failed; the server is restarting. Try again."))
         raise EngineHung(why)
+
+
+def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
+    started = time.monotonic()
+    return engine.run(pixels, width), started, time.monotonic()
 
 
 def _settle(job: Job, outcome: Answer | RequestError | Exception) -> None:

@@ -40,11 +40,16 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the monitor saw. ``arrival_rate`` in images/s, ``interference`` observed / profiled latency."""
+    """What the monitor saw. ``arrival_rate`` in images/s, ``interference`` observed / profiled latency of the engine.
+
+    What a busy event loop costs is not a factor but an addend: ``hop_s`` a batch, to its thread and back, and
+    ``respond_s`` from the engine's result to the answer's last byte.
+    """
 
     arrival_rate: float = 0.0
     interference: float = 1.0
-    reserve_s: float = 0.0  # from the end of inference to the answer's last byte
+    hop_s: float = 0.0
+    respond_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,15 @@ class Answer:
     batch_size: int
     queue_s: float
     inference_s: float
+    ran_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An answer and how long its image took from bytes to pixels, its wait for a decoder included, in seconds."""
+
+    answer: Answer
+    decode_s: float
 
 
 @dataclass(slots=True, eq=False)

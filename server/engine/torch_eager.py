@@ -1,10 +1,18 @@
-"""The torch engine: a dense sub-network per width, run eagerly in float32. The specification of every faster engine."""
+"""The torch engine: a dense sub-network per width in float32, the specification of every faster engine.
+
+On a CPU each sub-network is traced. That changes no number, but the interpreter's lock is then released once for a whole
+forward pass instead of at each of its 150 operations, every one of which would wait for a busy event loop to yield:
+under overload an eager batch took 8 times its idle time.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from scala_model.checkpoint import Checkpoint, build_model
 from scala_model.subnet import DenseViT
@@ -20,7 +28,7 @@ class TorchEngine:
     def __init__(self, checkpoint: Checkpoint, *, device: str, threads: int, max_batch: int) -> None:
         self.threads, self.max_batch = threads, max_batch
         self._checkpoint, self._device = checkpoint, torch.device(device)
-        self._subnets: dict[Width, DenseViT] = {}
+        self._networks: dict[Width, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def load(self) -> None:
         torch.set_num_threads(self.threads)
@@ -28,16 +36,44 @@ class TorchEngine:
         self._mean = torch.tensor(spec.mean, device=self._device) * 255
         self._std = torch.tensor(spec.std, device=self._device) * 255
         model = build_model(self._checkpoint)
-        self._subnets = {w: model.subnet(w).to(self._device) for w in model.config.widths}
+        self._networks = {width: self._network(model.subnet(width)) for width in model.config.widths}
+
+    def _network(self, subnet: DenseViT) -> Callable[[torch.Tensor], torch.Tensor]:
+        network = _FromPixels(subnet, self._mean, self._std).to(self._device).eval()
+        if self._device.type != "cpu":
+            return network
+        size = subnet.config.image_size
+        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        traced: Callable[[torch.Tensor], torch.Tensor] = torch.jit.freeze(
+            torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
+        )
+        return traced
 
     @torch.inference_mode()
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        images = ((torch.from_numpy(pixels).to(self._device) - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
-        probabilities: Probabilities = self._subnets[width](images).softmax(-1).cpu().numpy()
+        probabilities: Probabilities = self._networks[width](torch.from_numpy(pixels).to(self._device)).cpu().numpy()
         return probabilities
 
     def memory_bytes(self) -> int:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
 
     def close(self) -> None:
-        self._subnets.clear()
+        self._networks.clear()
+
+
+class _FromPixels(nn.Module):
+    """uint8 (B, S, S, 3) -> probabilities float32 (B, classes)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, subnet: DenseViT, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.subnet = subnet
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+        probabilities: torch.Tensor = self.subnet(images).softmax(-1)
+        return probabilities

@@ -47,7 +47,7 @@ def usable(widths: Sequence[Width], profile: LatencyProfile) -> list[Width]:
 def hopeless(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> frozenset[int]:
     """Positions of images that would be late even if they ran alone, now, at the fastest width they allow."""
     fastest = {item.widths: profile.p50(_fastest(item.widths, profile), 1) for item in queue}
-    start = now + load.reserve_s
+    start = now + load.respond_s
     return frozenset(
         i for i, item in enumerate(queue) if start + load.interference * fastest[item.widths] > item.deadline
     )
@@ -61,7 +61,8 @@ def goals_of(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now:
 
 def sustainable(width: Width, load: Load, profile: LatencyProfile) -> bool:
     """Whether arrivals at the present rate, all at this width, leave the device idle for a fifth of the time."""
-    return load.arrival_rate * profile.seconds_per_image(width) * load.interference <= MAX_UTILIZATION
+    per_image_s = load.interference * profile.seconds_per_image(width) + load.hop_s / profile.best_batch(width)
+    return load.arrival_rate * per_image_s <= MAX_UTILIZATION
 
 
 def all_in_time(
@@ -80,8 +81,8 @@ def all_in_time(
     other = {queue[i].widths: _fastest(queue[i].widths, profile) for i in alive if width not in queue[i].widths}
     slowest = max([width, *other.values()], key=lambda w: profile.p50(w, 1))
     due = [goals[i] for i in alive]
-    clock, start = now + load.reserve_s, 0
-    sizes = [(b, load.interference * profile.p99(slowest, b)) for b in profile.warmed(slowest)]
+    clock, start = now + load.respond_s, 0
+    sizes = [(b, load.hop_s + load.interference * profile.p99(slowest, b)) for b in profile.warmed(slowest)]
     while start < len(due):
         fitting = [(b, s) for b, s in sizes if clock + s <= min(due[start : start + b])]
         if not fitting:
@@ -104,7 +105,7 @@ def batch_at(
 ) -> Decision:
     """The longest batch from the head of the queue that allows ``width`` and makes nobody in it late."""
     batch: list[int] = []
-    earliest, start, largest = float("inf"), now + load.reserve_s, profile.max_batch(width)
+    earliest, start, largest = float("inf"), now + load.respond_s, profile.max_batch(width)
     for i in alive:
         if width not in queue[i].widths:
             continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from fastapi import APIRouter
 from starlette.datastructures import Headers, UploadFile
@@ -19,39 +19,39 @@ from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
 from server.errors import BadRequest, Expired, Gone, Impossible, RequestError
-from server.response import Timed, classification, classifications
+from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.services import Services
-from server.types import Job, Terms
+from server.types import Job, Terms, Timed
 
 MAX_BUDGET_MS = 600_000
 LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
 
-T = TypeVar("T")
 router = APIRouter()
 
 
 @router.post("/v1/classify", response_model=None, **CLASSIFY)
 async def classify(request: Request) -> Response:
     """Classify one image, or several, with the most accurate width that fits the budget and the present load."""
-    services: Services = request.app.state.services
+    services: Services = request.scope["state"]["services"]
     services.lifecycle.check_serving()
     terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
     services.arrived(terms)
     jobs: list[Job] = []
+    client = Client(request.receive)
     try:
         with services.admission.permit(read_content_length(request.headers)) as permit:
             services.admission.check_in_time(terms, decoded=False)
-            async with asyncio.timeout(terms.deadline - time.monotonic()):
+            async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
-                work = asyncio.gather(*(classify_image(services, terms, image, jobs) for image in images))
-                outcomes = await until_gone(work, request.receive)
-    except TimeoutError:
+                with client.watched(limit):
+                    outcomes = await asyncio.gather(*(classify_image(services, terms, image, jobs) for image in images))
+    except (TimeoutError, ClientDisconnect) as error:
+        if client.gone or isinstance(error, ClientDisconnect):
+            services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
+            raise Gone("The client left before its answer was ready.") from None
         raise Expired(f"The deadline passed after {1000 * (terms.deadline - terms.arrival):g} ms.") from None
-    except (Gone, ClientDisconnect):
-        services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
-        raise Gone("The client left before its answer was ready.") from None
     if single and isinstance(outcomes[0], Exception):
         raise outcomes[0]
     respond = classification if single else classifications
@@ -64,7 +64,6 @@ async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs:
     try:
         pixels = await services.decode(encoded)
         queued_at = time.monotonic()
-        services.decoded(queued_at - started)
         services.admission.check_in_time(terms, decoded=True)
         job = Job(terms, pixels, queued_at)
         jobs.append(job)
@@ -74,23 +73,27 @@ async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs:
         return error
 
 
-async def until_gone(work: Awaitable[T], receive: Receive) -> T:
-    """The work's result; raises Gone, and cancels the work, as soon as the client disconnects."""
-    task = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone("The client left.")
-        return task.result()
-    finally:
-        task.cancel()
-        left.cancel()
+class Client:
+    """Watches for the caller's leaving, and then ends the request by moving its time limit to now."""
 
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    @contextmanager
+    def watched(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Once the body was read, all that can come is the disconnect."""
+        watch = asyncio.create_task(self._watch(limit))
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    async def _watch(self, limit: asyncio.Timeout) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        limit.reschedule(0)
 
 
 async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bool]:
@@ -103,11 +106,15 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bo
         check_media_type(content_type)
         return [await read_body(request, permit)], True
     body = await read_body(request, permit)
-    parser = MultiPartParser(request.headers, _once(body), max_files=permit.admission.max_images, max_part_size=len(body))
+    parser = MultiPartParser(
+        request.headers, _once(body), max_files=permit.admission.max_images, max_part_size=len(body)
+    )
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise BadRequest(f"The multipart body cannot be read: {getattr(error, 'message', 'it lacks a boundary')}") from None
+        raise BadRequest(
+            f"The multipart body cannot be read: {getattr(error, 'message', 'it lacks a boundary')}"
+        ) from None
     files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
     if not files:
         raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
@@ -188,7 +195,5 @@ def _number(headers: Headers, name: str, example: str) -> float | None:
     return value
 
 
-async def _once(body: bytes) -> AsyncIterator[bytes]:
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
-
-

@@ -13,7 +13,13 @@ def _header(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "array", "items": _IMAGE["schema"]}}}}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": _IMAGE["schema"]}},
+    }
+}
 _ERRORS = {
     400: "Empty body, bad multipart, query or header",
     413: "More bytes, pixels or images than the limit",
@@ -37,7 +43,11 @@ CLASSIFY: dict[str, Any] = {
                 "schema": {"type": "integer", "minimum": 1, "default": 5},
                 "description": "How many classes to return",
             },
-            _header("X-Latency-Budget-Ms", {"type": "number", "exclusiveMinimum": 0, "maximum": 600000}, "Milliseconds this request may take"),
+            _header(
+                "X-Latency-Budget-Ms",
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 600000},
+                "Milliseconds this request may take",
+            ),
             _header("X-Min-Accuracy", {"type": "number", "minimum": 0, "maximum": 1}, "Floor on the width's accuracy"),
             _header("X-Width", {"type": "number"}, "Pins a trained width"),
             _header("X-Request-Id", {"type": "string"}, "Comes back in the answer and in logs"),

@@ -21,7 +21,7 @@ async def livez() -> str:
 @router.get("/readyz", response_class=PlainTextResponse)
 async def readyz(request: Request) -> Response:
     """200 once the narrowest and the widest width are warmed; 503 while starting, draining or failed."""
-    services: Services = request.app.state.services
+    services: Services = request.scope["state"]["services"]
     ready = services.lifecycle.ready
     return PlainTextResponse("ready" if ready else services.lifecycle.why_not_ready(), 200 if ready else 503)
 
@@ -29,5 +29,5 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
-    services: Services = request.app.state.services
+    services: Services = request.scope["state"]["services"]
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -16,7 +16,7 @@ router = APIRouter()
 @router.get("/v1/model")
 async def model(request: Request) -> Model:
     """The checkpoint's card and the latency profile of its widths."""
-    services: Services = request.app.state.services
+    services: Services = request.scope["state"]["services"]
     card = services.checkpoint.card
     return Model(
         name=card["name"],

@@ -44,7 +44,9 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
     if isinstance(error, HTTPException):
         title = HTTPStatus(error.status_code).phrase
         return _content(title.lower().replace(" ", "-"), title, error.status_code, f"{error.detail}.", request_id)
-    return _content("bug", "Internal error", 500, "The server has a bug; it was logged under this request id.", request_id)
+    return _content(
+        "bug", "Internal error", 500, "The server has a bug; it was logged under this request id.", request_id
+    )
 
 
 def problem_response(error: Exception, request_id: str) -> Response:

@@ -1,0 +1,311 @@
+"""The training loop on a toy task: it learns at every width, resumes to the same bits, and stops loudly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from scala_model import ScalaConfig, Width
+from scala_model.preprocess import Preprocessing
+from scala_model.train.data import ImageSet
+from scala_model.train.evaluation import evaluate
+from scala_model.train.loop import Trainer, TrainingError
+from scala_model.train.recipes import RECIPES, Recipe
+
+TOY = Recipe(
+    config=ScalaConfig(
+        image_size=12,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2.0,
+        num_classes=10,
+        smallest=0.25,
+        largest=1.0,
+        granularity=0.375,
+    ),
+    epochs=12,
+    largest_only_epochs=2,
+    batch_size=50,
+    learning_rate=1e-2,
+    warmup_epochs=1,
+    label_smoothing=0.05,
+    clip_grad_norm=5.0,
+    resident_size=16,
+    autocast="float32",
+)
+
+
+def drawings(count: int, size: int, seed: int) -> ImageSet:
+    """Ten classes: a square or a horizontal bar, in five colours, somewhere on grey noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 10
+    pixels = torch.randint(90, 160, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    colours = torch.tensor([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]])
+    for picture, label in zip(pixels, labels.tolist(), strict=True):
+        tall, wide = (size // 2, size // 2) if label < 5 else (size // 8, size)
+        top = int(torch.randint(size - tall + 1, (), generator=generator))
+        left = int(torch.randint(size - wide + 1, (), generator=generator))
+        picture[top : top + tall, left : left + wide] = colours[label % 5]
+    return ImageSet(pixels, labels)
+
+
+def trainer(folder: Path, recipe: Recipe = TOY, *, seed: int = 0, count: int = 250) -> Trainer:
+    return Trainer(recipe, drawings(count, recipe.resident_size, 0), folder, seed=seed)
+
+
+def quiet(step: int, text: str) -> None:
+    pass
+
+
+def weights(run: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def assert_same(run: Trainer, expected: dict[str, torch.Tensor]) -> None:
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_every_width_learns(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(TOY, epochs=20), count=500)
+    seen: list[int] = []
+    run.run(log_every=100, save_every=10_000, progress=lambda step, text: seen.append(step))
+    assert run.step == run.num_steps == 200
+    assert seen == [100, 200]
+
+    run.model.card = {"preprocessing": {"image_size": 12}}
+    result = evaluate(run.model.eval(), drawings(300, 12, 1))
+    accuracies = {str(width): result.accuracy(width) for width in run.recipe.config.widths}
+    assert accuracies.keys() == {"0.25", "0.625", "1"}
+    assert min(accuracies.values()) > 0.5, accuracies  # chance is 0.1
+
+
+# -- going on after a stop
+
+SHORT = replace(TOY, epochs=4, mixup=0.4, cutmix=0.5, drop_path=0.2)  # 20 steps, 10 of them of the largest alone
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step: int) -> Callable[[int, str], None]:
+    def progress(done: int, text: str) -> None:
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("killed_at", [3, 8, 14])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, killed_at: int) -> None:
+    """Saved every 4 steps: killed after 8, nothing is repeated; after 14, two steps; after 3, nothing was saved."""
+    whole = trainer(tmp_path / "whole", SHORT)
+    whole.run(save_every=1000, progress=quiet)
+
+    with pytest.raises(Killed):
+        trainer(tmp_path / "killed", SHORT).run(log_every=1, save_every=4, progress=kill_at(killed_at))
+    torch.manual_seed(99)  # whatever the new process's generator holds
+    second = trainer(tmp_path / "killed", SHORT)
+    assert second.resume() is (killed_at >= 4)
+    assert second.step == killed_at // 4 * 4
+    second.run(save_every=4, progress=quiet)
+    assert_same(second, weights(whole))
+
+
+def test_a_run_asked_to_stop_saves_and_goes_on_later(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", SHORT)
+    whole.run(progress=quiet)
+
+    first = trainer(tmp_path / "stopped", SHORT)
+    first.run(log_every=5, save_every=1000, progress=lambda step, text: first.stop())
+    assert first.step == 6  # asked after step 5, it ends with the step in hand
+    second = trainer(tmp_path / "stopped", SHORT)
+    assert second.resume()
+    assert second.step == 6
+    second.run(progress=quiet)
+    assert_same(second, weights(whole))
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
+    run = trainer(tmp_path, SHORT)
+    run.run(progress=quiet)
+    again = trainer(tmp_path, SHORT)
+    assert again.resume()
+    again.run(progress=kill_at(again.num_steps))
+    assert_same(again, weights(run))
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    runs: list[Trainer] = []
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(runs))
+        runs.append(trainer(tmp_path / folder, SHORT, seed=seed))
+        for _ in range(12):
+            runs[-1].train_step()
+    assert_same(runs[1], weights(runs[0]))
+    with pytest.raises(AssertionError):
+        assert_same(runs[2], weights(runs[0]))
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert trainer(tmp_path).resume() is False
+
+
+@pytest.mark.parametrize("other", ["recipe", "seed", "images"])
+def test_the_state_of_another_run_is_refused(tmp_path: Path, other: str) -> None:
+    run = trainer(tmp_path)
+    run.train_step()
+    run.save()
+    different = {
+        "recipe": lambda: trainer(tmp_path, replace(TOY, learning_rate=1e-3)),
+        "seed": lambda: trainer(tmp_path, seed=1),
+        "images": lambda: trainer(tmp_path, count=251),
+    }[other]()
+    with pytest.raises(TrainingError, match=r"state\.pt belongs to another recipe, seed or data set"):
+        different.resume()
+    assert different.step == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"state\.pt is damaged: delete it to start again"):
+        trainer(tmp_path).resume()
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match="is damaged"):
+        trainer(tmp_path).resume()
+
+
+def test_a_killed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path)
+    run.train_step()
+    run.save()
+    run.train_step()
+
+    def cut_off(state: object, path: Path) -> None:
+        path.write_bytes(b"half a sta")
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", cut_off)
+        with pytest.raises(Killed):
+            run.save()
+    again = trainer(tmp_path)
+    assert again.resume()
+    assert again.step == 1
+
+
+# -- what must not go on
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    for _ in range(2):
+        run.train_step()
+    run.save()
+    state = (tmp_path / "state.pt").read_bytes()
+    with torch.no_grad():
+        run.model.head.bias[0] = math.inf
+    with pytest.raises(
+        TrainingError, match=r"step 2 gave a loss \(width 1: nan\) .* not finite: lower the learning rate"
+    ):
+        run.run(progress=quiet)
+    assert (tmp_path / "state.pt").read_bytes() == state
+    assert trainer(tmp_path).resume()
+
+
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path, clip: float | None) -> None:
+    run = trainer(tmp_path, replace(TOY, clip_grad_norm=clip))
+    before = weights(run)
+    run.model.cls_token.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
+    with pytest.raises(TrainingError, match=r"gradient \(norm (inf|nan)\) that is not finite"):
+        run.train_step()
+    assert run.step == 0
+    assert_same(run, before)
+
+
+def test_data_that_does_not_fit_the_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="49 images do not fill one batch of 50"):
+        trainer(tmp_path, count=49)
+    data = drawings(100, 16, 0)
+    with pytest.raises(TrainingError, match="label 10 is outside the recipe's 10 classes"):
+        Trainer(TOY, ImageSet(data.pixels, data.labels + 1), tmp_path)
+
+
+# -- the schedule
+
+
+def test_the_rate_warms_up_and_then_falls_along_a_cosine(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(TOY, epochs=11))  # 5 steps an epoch: 5 of warm-up, 50 of cosine
+    rates = []
+    for run.step in (0, 1, 4, 5, 30, 54, 55):
+        rates.append(run.learning_rate())
+    expected = [0.002, 0.004, 0.01, 0.01, 0.005, 0.01 * (1 + math.cos(math.pi * 0.98)) / 2, 0.0]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_first_epochs_train_the_largest_alone(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    widths = [set(run.train_step()) for _ in range(14)]
+    assert widths == [{Width(1)}] * 10 + [{Width(1), Width(0.625), Width(0.25)}] * 4
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path)
+    run.data = ImageSet(run.data.pixels, torch.arange(250))
+    seen: list[int] = []
+
+    def note(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
+        seen.extend(labels.tolist())
+        return torch.zeros(len(labels), num_classes)
+
+    monkeypatch.setattr("scala_model.train.loop.soft_labels", note)
+    for run.step in range(10):
+        run._batch()
+    first, second = seen[:250], seen[250:]
+    assert sorted(first) == sorted(second) == list(range(250))
+    assert first != second
+
+
+def test_only_matrices_decay(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in run.optimizer.param_groups)
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.05, 0.0]
+    assert plain >= {"cls_token", "pos_embed", "head.bias", "norm.weight", "blocks.0.norm1.weight"}
+    assert decayed >= {"patch_embed.proj.weight", "head.weight", "blocks.1.attn.qkv.weight"}
+    assert decayed | plain == set(names.values())
+
+
+def test_the_log_tells_each_networks_loss(tmp_path: Path) -> None:
+    texts: list[str] = []
+    trainer(tmp_path, SHORT).run(log_every=10, progress=lambda step, text: texts.append(text))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert [list(line["loss"]) for line in lines] == [["1"], ["1", "0.625", "0.25"]]
+    assert lines[1]["epoch"] == 4.0
+    assert "images/s" in texts[0]
+
+
+# -- recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_built(name: str) -> None:
+    recipe = RECIPES[name]
+    assert recipe.config.num_classes == 200
+    assert Preprocessing(recipe.resident_size).image_size >= recipe.config.image_size
+    assert recipe.largest_only_epochs < recipe.epochs
