@@ -35,10 +35,12 @@ class Client:
     port: int
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str], *, lag_s: float = 0.0) -> Reply:
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], *, lag_s: float = 0.0, method: str = "POST"
+    ) -> Reply:
         started = time.monotonic()
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self.port)
-        lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         status, answered, content = await _read(reader)

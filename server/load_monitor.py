@@ -12,7 +12,8 @@ from server.types import Load
 
 ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
-EVIDENCE_TAU_S = 1.0  # what slowed us is forgotten at this pace when nothing new is seen of it
+EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch runs, ...
+DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
 INTERFERENCE_WEIGHT = 0.15
 SMOOTHING = 0.05
 
@@ -55,7 +56,7 @@ class Allowance:
         return (self.mean_s + 2 * self.deviation_s) * self._kept(now)
 
     def _kept(self, now: float) -> float:
-        return math.exp(-max(0.0, now - self._at) / EVIDENCE_TAU_S)
+        return math.exp(-max(0.0, now - self._at) / DELAY_TAU_S)
 
 
 @dataclass(slots=True)
