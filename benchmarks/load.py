@@ -35,8 +35,8 @@ class Client:
     port: int
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
-    async def post(
-        self, path: str, body: bytes, headers: Mapping[str, str], *, lag_s: float = 0.0, method: str = "POST"
+    async def request(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], *, lag_s: float = 0.0
     ) -> Reply:
         started = time.monotonic()
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self.port)
@@ -52,7 +52,10 @@ class Client:
         return Reply(status, answered, content, latency_s, lag_s)
 
     async def classify(self, image: bytes, headers: Mapping[str, str], *, lag_s: float = 0.0) -> Reply:
-        return await self.post("/v1/classify", image, {"Content-Type": "image/jpeg", **headers}, lag_s=lag_s)
+        return await self.request("POST", "/v1/classify", image, {"Content-Type": "image/jpeg", **headers}, lag_s=lag_s)
+
+    async def get(self, path: str) -> Reply:
+        return await self.request("GET", path, b"", {})
 
     def close(self) -> None:
         for _, writer in self._idle:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scala_model.width import Width
-from server.errors import Impossible, Shed, TooLarge
+from server.errors import Impossible, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
 from server.request_queue import RequestQueue
@@ -107,7 +107,12 @@ class Admission:
         )
 
     def check_possible(self, widths: Sequence[Width], budget_s: float) -> None:
-        """Raises Impossible when even the idle machine is slower than the budget; the answer lists what can."""
+        """Raises Impossible when even the idle machine is slower than the budget; the answer lists what can.
+
+        Raises Unavailable while none of the widths is warmed.
+        """
+        if not any(self._profile.ready(w) for w in widths):
+            raise Unavailable(f"Width {', '.join(map(str, widths))} is still being warmed; try again in a second.")
         fastest = self._fastest_p99(widths)
         if fastest > budget_s:
             raise Impossible(
@@ -142,7 +147,7 @@ class Admission:
         return ahead * load.interference * profile.seconds_per_image(width) + batches * load.hop_s
 
     def _shed(self, why: str) -> Shed:
-        """Come back when what is inside has been served, spread out so that not everyone does at once (RFC 9110, 10.2.3)."""
+        """Come back when what is inside has been served, spread out so that not everyone does at once."""
         drain_s = self._backlog_s(math.inf, self._monitor.load(time.monotonic()))
         retry_after_s = math.ceil(drain_s + random.uniform(0, 2))
         return Shed(f"{why}; try again in {retry_after_s} s.", retry_after_s=retry_after_s)

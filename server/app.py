@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -144,24 +144,19 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
 
 def _export(services: Services, engine: Engine) -> None:
     """The gauges that are read from live values at scrape time, and the two that never change."""
-    monitor, profile, admission, now = services.monitor, services.profile, services.admission, time.monotonic
-    best = max(profile.accuracy.values())
-    given = lambda: best if monitor.expected_accuracy is None else monitor.expected_accuracy  # noqa: E731
-    for name, text, read in (
-        ("queue_depth", "Images decoded and waiting", lambda: len(services.queue)),
-        ("inflight_bytes", "Bytes of request bodies held", lambda: admission.inflight_bytes),
-        ("interference_ratio", "Observed over profiled latency", lambda: monitor.interference(now())),
-        ("prediction_error_ratio", "Observed over predicted p99 latency, smoothed", lambda: monitor.prediction_error),
-        ("engine_busy_ratio", "Share of time the engine runs", lambda: min(1.0, monitor.busy.value(now()))),
-        ("expected_accuracy_ratio", "Expected top-1 of recent answers, smoothed", given),
-        ("accuracy_debt_points", "Percentage points below the most accurate width", lambda: 100 * (best - given())),
-        (
-            "full_width_demand_ratio",
-            "Device time per second that all arrivals need at full width",
-            services.full_width_demand,
-        ),
-        ("gpu_memory_bytes", "Device memory held by the engine", engine.memory_bytes),
-    ):
+    monitor, admission, now = services.monitor, services.admission, time.monotonic
+    gauges: dict[tuple[str, str], Callable[[], float]] = {
+        ("queue_depth", "Images decoded and waiting"): lambda: len(services.queue),
+        ("inflight_bytes", "Bytes of request bodies held"): lambda: admission.inflight_bytes,
+        ("interference_ratio", "Observed over profiled latency"): lambda: monitor.interference(now()),
+        ("prediction_error_ratio", "Observed over predicted latency, smoothed"): lambda: monitor.prediction_error,
+        ("engine_busy_ratio", "Share of time the engine runs"): lambda: min(1.0, monitor.busy.value(now())),
+        ("expected_accuracy_ratio", "Expected top-1 of recent answers, smoothed"): services.expected_accuracy,
+        ("accuracy_debt_points", "Percentage points given away for load, smoothed"): services.accuracy_debt,
+        ("full_width_demand_ratio", "Device time a second for all arrivals at full width"): services.full_width_demand,
+        ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
+    }
+    for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
     card = services.checkpoint.card
     services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/")
-_BYTES = re.compile(r"[0-9]{1,18}\n?")  # 19 digits are version 1's "no limit": 2^63 less a page
 
 
 def available_cpus(root: Path = _ROOT) -> float:
@@ -26,8 +24,11 @@ def available_cpus(root: Path = _ROOT) -> float:
 
 
 def num_threads_for(cpus: float) -> int:
-    """Threads that ``cpus`` cores keep busy. One more, and a container runs into its quota and stalls."""
-    return max(1, math.floor(cpus))
+    """Threads for the engine: whole cores only, for a quota overrun stalls a container, and one is left to the others.
+
+    The event loop and the decoders need that one under load, which is when it counts.
+    """
+    return max(1, math.floor(cpus) - 1)
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
@@ -45,13 +46,6 @@ def cpu_throttled(root: Path = _ROOT) -> tuple[int, int] | None:
         return int(stat["nr_periods"]), int(stat["nr_throttled"])
     except (KeyError, ValueError):
         return None
-
-
-def memory_limit_bytes(root: Path = _ROOT) -> int | None:
-    """The tightest limit on memory in bytes, or None for no limit."""
-    names = ("memory.max", "memory.limit_in_bytes")
-    texts = (_read(group / name) for group in _groups(root, "memory") for name in names)
-    return min((int(text) for text in texts if _BYTES.fullmatch(text)), default=None)
 
 
 def _cpu_quotas(root: Path) -> Iterator[tuple[float, Path]]:

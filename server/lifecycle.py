@@ -31,7 +31,7 @@ log = logging.getLogger("scala.serve")
 
 
 class Lifecycle:
-    """The one place that knows whether the server takes requests. ``in_flight`` are requests between head and answer."""
+    """The one place that knows whether the server takes requests; ``in_flight`` have a head but no answer yet."""
 
     def __init__(self) -> None:
         self.started = False

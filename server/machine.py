@@ -13,7 +13,7 @@ from server import cgroup
 
 @dataclass(frozen=True, slots=True)
 class MachineSample:
-    """``cpu_load`` of all cores (0..1), ``others_cores`` kept busy by other processes, ``throttled`` share of periods."""
+    """``cpu_load`` of all cores, 0 to 1; ``others_cores`` busy with other processes; ``throttled`` share of periods."""
 
     cpu_load: float
     others_cores: float

@@ -34,7 +34,7 @@ class EngineHung(Exception):
 
 
 class ServeLoop:
-    """Owns the device. ``start`` loads and warms the engine; ``serve`` runs until it is cancelled or the engine fails."""
+    """Owns the device. ``start`` loads and warms the engine; ``serve`` runs until cancelled or the engine fails."""
 
     def __init__(
         self,

@@ -71,6 +71,15 @@ class Services:
             self.metrics.stage_duration.labels("inference").observe(answer.inference_s)
             self.monitor.answered(self.profile.accuracy[answer.width])
 
+    def expected_accuracy(self) -> float:
+        """Of recent answers, smoothed; of the most accurate width before there was one."""
+        seen = self.monitor.expected_accuracy
+        return max(self.profile.accuracy.values()) if seen is None else seen
+
+    def accuracy_debt(self) -> float:
+        """Percentage points between the most accurate width and recent answers."""
+        return 100 * (max(self.profile.accuracy.values()) - self.expected_accuracy())
+
     def full_width_demand(self) -> float:
         """Device time per second that all arrivals would need at full width; above 1 is more than one device."""
         widest = self.profile.widths[-1]

@@ -42,6 +42,10 @@ class Trainer:
             raise TrainingError(f"{len(data.labels)} images do not fill one batch of {recipe.batch_size}")
         if (highest := int(data.labels.max())) >= recipe.config.num_classes:
             raise TrainingError(f"label {highest} is outside the recipe's {recipe.config.num_classes} classes")
+        if recipe.config.distilled:
+            raise TrainingError(
+                "a distilled network learns from an external teacher, which training does not support yet"
+            )
         self.recipe, self.folder, self.device, self.seed = recipe, folder, torch.device(device), seed
         self.data = ImageSet(data.pixels.to(self.device), data.labels.to(self.device))
         self.spec = Preprocessing(recipe.config.image_size)

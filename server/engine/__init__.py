@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scala_model.checkpoint import Checkpoint
+from server.cgroup import num_threads_for
 from server.engine.contract import Engine
 from server.settings import Settings, SettingsError
 
@@ -10,7 +11,6 @@ from server.settings import Settings, SettingsError
 def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:
     """The engine that the settings name, not loaded yet.
 
-    One core of several is left to the event loop and to decoding, unless ``num_threads`` says otherwise.
     Raises SettingsError when torch is missing or the device does not exist.
     """
     try:
@@ -25,6 +25,6 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
     return TorchEngine(
         checkpoint,
         device="cuda" if cuda else "cpu",
-        threads=settings.num_threads or max(1, int(cpus) - 1),
+        threads=settings.num_threads or num_threads_for(cpus),
         max_batch=settings.max_batch or (256 if cuda else 16),
     )

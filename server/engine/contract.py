@@ -22,7 +22,7 @@ class Engine(Protocol):
         """Do all that takes long. Called once, before anything else."""
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1. The width may be new to it."""
+        """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1."""
 
     def memory_bytes(self) -> int:
         """Device memory held, 0 when it is the process's own."""

@@ -1,8 +1,8 @@
 """The torch engine: a dense sub-network per width in float32, the specification of every faster engine.
 
-On a CPU each sub-network is traced. That changes no number, but the interpreter's lock is then released once for a whole
-forward pass instead of at each of its 150 operations, every one of which would wait for a busy event loop to yield:
-under overload an eager batch took 8 times its idle time.
+On a CPU each sub-network is traced. The arithmetic stays the same, but the interpreter's lock is then released once for
+a whole forward pass instead of at each of its 150 operations, every one of which would wait for a busy event loop to
+yield: under overload an eager batch took 8 times its idle time.
 """
 
 from __future__ import annotations

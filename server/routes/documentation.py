@@ -54,7 +54,7 @@ CLASSIFY: dict[str, Any] = {
         ],
         "requestBody": {
             "required": True,
-            "content": {**{media_type: _IMAGE for media_type in MEDIA_TYPES}, "multipart/form-data": _FORM},
+            "content": {**dict.fromkeys(MEDIA_TYPES, _IMAGE), "multipart/form-data": _FORM},
         },
     },
 }

@@ -55,7 +55,7 @@ def problem_response(error: Exception, request_id: str) -> Response:
     if isinstance(error, errors.Shed):
         headers["Retry-After"] = str(int(error.retry_after_s))
     if isinstance(error, errors.Unavailable):
-        headers |= {"Retry-After": "1", "Connection": "close"}
+        headers["Retry-After"] = "1"
     return Response(
         json.dumps(content, ensure_ascii=False), content["status"], headers, media_type="application/problem+json"
     )

@@ -9,13 +9,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest_service import Running
 from PIL import Image
 
 from scala_model import load_checkpoint
 from scala_model.checkpoint import default_checkpoint, read_checkpoint
 from scala_model.preprocess import to_pixels
 from scala_model.train.augment import normalise
+from tests.service.service_process import Running
 
 pytestmark = pytest.mark.service
 
@@ -27,7 +27,9 @@ def png_that_declares(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def test_every_answer_is_the_offline_answer_at_the_width_it_names(server: Running, photos: list[bytes]) -> None:

@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest_service import Running, draw_photos, serving
 
 from benchmarks.load import Client, Reply, open_loop
+from tests.service.service_process import Running, draw_photos, serving
 
 pytestmark = pytest.mark.service
 
@@ -75,7 +75,7 @@ async def leave_under_load(running: Running) -> tuple[list[Reply], int]:
     await asyncio.sleep(0.5)
     running.process.send_signal(signal.SIGTERM)
     await asyncio.sleep(0.3)
-    ready_after = await client.post("/readyz", b"", {}, method="GET")
+    ready_after = await client.get("/readyz")
     await asyncio.gather(*callers)
     client.close()
     return replies, ready_after.status

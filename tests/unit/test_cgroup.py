@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cgroup import available_cpus, cpu_quota, cpu_throttled, memory_limit_bytes, num_threads_for
+from server.cgroup import available_cpus, cpu_quota, cpu_throttled, num_threads_for
 
 CGROUP = "proc/self/cgroup"
 V1_UNLIMITED = "9223372036854771712\n"
@@ -39,10 +39,9 @@ def stat(periods: int, throttled: int) -> str:
 
 
 def test_a_container_with_a_cgroup_namespace_is_its_own_root(tree: Tree) -> None:
-    root = tree({CGROUP: "0::/\n", "cpu.max": "150000 100000\n", "cpu.stat": stat(40, 3), "memory.max": "536870912\n"})
+    root = tree({CGROUP: "0::/\n", "cpu.max": "150000 100000\n", "cpu.stat": stat(40, 3)})
     assert cpu_quota(root) == 1.5
     assert cpu_throttled(root) == (40, 3)
-    assert memory_limit_bytes(root) == 2**29
 
 
 def test_the_tightest_of_own_and_higher_groups_counts(tree: Tree) -> None:
@@ -52,16 +51,13 @@ def test_the_tightest_of_own_and_higher_groups_counts(tree: Tree) -> None:
             "kubepods/cpu.max": "max 100000\n",
             "kubepods/pod1/cpu.max": "50000 100000\n",
             "kubepods/pod1/cpu.stat": stat(10, 9),
-            "kubepods/pod1/memory.max": "1000\n",
             "kubepods/pod1/ctr/cpu.max": "200000 100000\n",
             "kubepods/pod1/ctr/cpu.stat": stat(10, 0),
-            "kubepods/pod1/ctr/memory.max": "2000\n",
             "kubepods/pod2/cpu.max": "1000 100000\n",  # a neighbour
         }
     )
     assert cpu_quota(root) == 0.5
     assert cpu_throttled(root) == (10, 9)
-    assert memory_limit_bytes(root) == 1000
 
 
 def test_equal_limits_are_throttled_where_no_neighbour_is_counted(tree: Tree) -> None:
@@ -84,7 +80,7 @@ def test_a_group_inside_a_container_without_a_namespace_is_found(tree: Tree) -> 
 
 def test_max_is_no_limit(tree: Tree) -> None:
     root = tree({CGROUP: "0::/\n", "cpu.max": "max 100000\n", "cpu.stat": stat(0, 0), "memory.max": "max\n"})
-    assert (cpu_quota(root), cpu_throttled(root), memory_limit_bytes(root)) == (None, None, None)
+    assert (cpu_quota(root), cpu_throttled(root)) == (None, None)
 
 
 # -- version 1
@@ -100,13 +96,10 @@ def test_version_1_has_a_mount_per_controller(tree: Tree, mount: str) -> None:
             f"{mount}/docker/abc/cpu.cfs_quota_us": "25000\n",
             f"{mount}/docker/abc/cpu.cfs_period_us": "50000\n",
             f"{mount}/docker/abc/cpu.stat": "nr_periods 8\nnr_throttled 2\nthrottled_time 99\n",
-            "memory/memory.limit_in_bytes": V1_UNLIMITED,
-            "memory/docker/abc/memory.limit_in_bytes": "4096\n",
         }
     )
     assert cpu_quota(root) == 0.5
     assert cpu_throttled(root) == (8, 2)
-    assert memory_limit_bytes(root) == 4096
 
 
 def test_version_1_in_a_container_shows_the_own_group_as_the_root(tree: Tree) -> None:
@@ -117,7 +110,7 @@ def test_version_1_in_a_container_shows_the_own_group_as_the_root(tree: Tree) ->
 def test_version_1_without_limits(tree: Tree) -> None:
     quota = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
     root = tree({CGROUP: "3:cpu:/\n2:memory:/\n", "memory/memory.limit_in_bytes": V1_UNLIMITED, **quota})
-    assert (cpu_quota(root), cpu_throttled(root), memory_limit_bytes(root)) == (None, None, None)
+    assert (cpu_quota(root), cpu_throttled(root)) == (None, None)
 
 
 def test_a_hybrid_host_limits_cpu_in_version_1_beside_a_version_2_tree(tree: Tree) -> None:
@@ -130,7 +123,7 @@ def test_a_hybrid_host_limits_cpu_in_version_1_beside_a_version_2_tree(tree: Tre
 
 
 def test_no_cgroups_is_no_limit(tmp_path: Path) -> None:
-    assert (cpu_quota(tmp_path), cpu_throttled(tmp_path), memory_limit_bytes(tmp_path)) == (None, None, None)
+    assert (cpu_quota(tmp_path), cpu_throttled(tmp_path)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +145,7 @@ def test_no_cgroups_is_no_limit(tmp_path: Path) -> None:
 )
 def test_a_malformed_limit_is_no_limit(tree: Tree, text: str) -> None:
     root = tree({CGROUP: "0::/\n", "cpu.max": text, "cpu.stat": stat(1, 1), "memory.max": text.replace("100000", "x")})
-    assert (cpu_quota(root), cpu_throttled(root), memory_limit_bytes(root)) == (None, None, None)
+    assert (cpu_quota(root), cpu_throttled(root)) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["", "nr_periods 1\n", "nr_periods 1\nnr_throttled x\n", "nr_periods\n", "a b c\n"])
@@ -204,6 +197,6 @@ def test_this_machine_has_some_cpu() -> None:
     assert (cpu_throttled() is None) or cpu_quota() is not None
 
 
-@pytest.mark.parametrize(("cpus", "num_threads"), [(0.1, 1), (1, 1), (1.9, 1), (2, 2), (3.5, 3), (64.0, 64)])
-def test_threads_never_exceed_the_cpus_but_for_the_first(cpus: float, num_threads: int) -> None:
+@pytest.mark.parametrize(("cpus", "num_threads"), [(0.1, 1), (1, 1), (1.9, 1), (2, 1), (3.5, 2), (64.0, 63)])
+def test_the_engine_leaves_a_core_to_the_others(cpus: float, num_threads: int) -> None:
     assert num_threads_for(cpus) == num_threads
