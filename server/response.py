@@ -43,7 +43,12 @@ def classifications(
         else {"error": problem(outcome, state["request_id"])}
         for outcome in outcomes
     ]
-    headers = {"X-Scala-Width": ", ".join(map(str, widths)), "X-Budget-Met": met}
+    total = _ms(time.monotonic() - terms.arrival)
+    headers = {
+        "X-Scala-Width": ", ".join(map(str, widths)),
+        "X-Budget-Met": met,
+        "Server-Timing": f"total;dur={total}",
+    }
     return {"content": {**frame, "results": results}, "headers": headers}
 
 

@@ -1,0 +1,213 @@
+"""The latency profile: cells, what lies between them, what is on offer, and how slowly it changes its mind."""
+
+from __future__ import annotations
+
+import pytest
+
+from scala_model.width import Width
+from server.latency_profile import SAMPLES, LatencyProfile, buckets_up_to
+
+NARROW, MIDDLE, WIDE = Width(0.25), Width(0.5), Width(1.0)
+MEASURED = {NARROW: 0.5, MIDDLE: 0.6, WIDE: 0.7}
+
+
+def profile_of(*cells: tuple[Width, int, float], max_batch: int = 16) -> LatencyProfile:
+    """Cells of (width, batch, seconds) with enough equal samples that p99 = p50 = seconds."""
+    profile = LatencyProfile(MEASURED, max_batch)
+    for width, batch, seconds in cells:
+        profile.record(width, batch, [seconds] * 20)
+    return profile
+
+
+# -- cells
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "buckets"),
+    [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (16, (1, 2, 4, 8, 16)), (24, (1, 2, 4, 8, 16, 24))],
+)
+def test_buckets_are_powers_of_two_and_the_largest_batch(max_batch: int, buckets: tuple[int, ...]) -> None:
+    assert buckets_up_to(max_batch) == buckets
+
+
+def test_p99_is_half_again_the_median_until_there_are_20_samples() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    profile.record(WIDE, 1, [0.010] * 19)
+    assert profile.p99(WIDE, 1) == pytest.approx(0.015)
+    profile.record(WIDE, 1, [0.010])
+    assert profile.p99(WIDE, 1) == profile.p50(WIDE, 1) == 0.010
+
+
+def test_median_and_p99_of_many_samples() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    profile.record(WIDE, 1, [ms / 1000 for ms in range(1, 201)])
+    assert profile.p50(WIDE, 1) == pytest.approx(0.1005)
+    assert profile.p99(WIDE, 1) == pytest.approx(0.198)
+
+
+def test_between_two_buckets_latency_is_on_the_line_that_joins_them() -> None:
+    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.020), (WIDE, 4, 0.028), (WIDE, 8, 0.060))
+    assert [round(1000 * profile.p50(WIDE, batch), 9) for batch in range(1, 9)] == [10, 20, 24, 28, 36, 44, 52, 60]
+    assert profile.p99(WIDE, 3) == pytest.approx(0.024)
+
+
+def test_a_larger_batch_is_never_believed_to_be_faster_than_the_bucket_below_it() -> None:
+    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.020), (WIDE, 4, 0.016))
+    assert profile.p50(WIDE, 3) == 0.020
+
+
+def test_a_width_that_was_never_evaluated_counts_as_accurate_as_it_is_wide() -> None:
+    profile = LatencyProfile({WIDE: None, NARROW: 0.4, MIDDLE: None}, 1)
+    assert profile.accuracy == {NARROW: 0.4, MIDDLE: 0.5, WIDE: 1.0}
+    assert profile.widths == (NARROW, MIDDLE, WIDE)
+
+
+# -- what is on offer
+
+
+def test_nothing_is_on_offer_before_it_is_warmed() -> None:
+    profile = profile_of((NARROW, 1, 0.010), max_batch=4)
+    assert (profile.ready(NARROW), profile.warmed(NARROW), profile.max_batch(NARROW)) == (True, (1,), 1)
+    assert (profile.ready(WIDE), profile.warmed(WIDE), profile.max_batch(WIDE)) == (False, (), 0)
+    assert profile.cell(WIDE, 1) is None
+
+
+def test_batches_beyond_a_gap_are_not_on_offer() -> None:
+    profile = profile_of((WIDE, 1, 0.01), (WIDE, 2, 0.02), (WIDE, 8, 0.08))
+    assert (profile.warmed(WIDE), profile.max_batch(WIDE)) == ((1, 2), 2)
+    profile.record(WIDE, 4, [0.04])
+    assert (profile.warmed(WIDE), profile.max_batch(WIDE)) == ((1, 2, 4, 8), 8)
+
+
+def test_a_width_without_batch_1_is_not_ready() -> None:
+    profile = profile_of((WIDE, 2, 0.02))
+    assert not profile.ready(WIDE)
+    assert profile.warmed(WIDE) == ()
+
+
+def test_the_best_batch_has_the_least_time_per_image_within_the_limit() -> None:
+    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.012), (WIDE, 4, 0.020), (WIDE, 8, 0.080))
+    assert profile.best_batch(WIDE) == 4
+    assert profile.seconds_per_image(WIDE) == pytest.approx(0.005)
+    assert profile.best_batch(WIDE, 0.020) == 4
+    assert profile.best_batch(WIDE, 0.019) == 2
+    assert profile.seconds_per_image(WIDE, 0.019) == pytest.approx(0.006)
+    assert profile.best_batch(WIDE, 0.011) == 1
+    assert profile.best_batch(WIDE, 0.001) == 1  # none fits
+
+
+def test_the_limit_of_the_best_batch_is_on_p99() -> None:
+    profile = LatencyProfile(MEASURED, 2)
+    profile.record(WIDE, 1, [0.010])
+    profile.record(WIDE, 2, [0.012])  # p99 is 18 ms
+    assert profile.best_batch(WIDE, 0.0179) == 1
+    assert profile.best_batch(WIDE, 0.0181) == 2
+
+
+# -- widths that are not worth their time
+
+
+def test_a_width_that_is_slower_and_not_more_accurate_is_dominated() -> None:
+    profile = LatencyProfile({NARROW: 0.6, MIDDLE: 0.5, WIDE: 0.7}, 1)
+    for width, seconds in ((NARROW, 0.01), (MIDDLE, 0.02), (WIDE, 0.04)):
+        profile.record(width, 1, [seconds])
+    assert profile.dominated == {MIDDLE}
+
+
+def test_a_width_that_is_slower_and_more_accurate_is_not_dominated() -> None:
+    assert profile_of((NARROW, 1, 0.01), (MIDDLE, 1, 0.02), (WIDE, 1, 0.04)).dominated == frozenset()
+
+
+def test_where_all_take_the_same_time_only_the_most_accurate_is_worthwhile() -> None:
+    profile = profile_of((NARROW, 1, 0.01), (MIDDLE, 1, 0.01), (WIDE, 1, 0.01))  # a GPU at batch 1: launches, not sums
+    assert profile.dominated == {NARROW, MIDDLE}
+
+
+def test_of_two_equals_the_narrower_stays() -> None:
+    profile = LatencyProfile({NARROW: 0.6, MIDDLE: 0.6, WIDE: 0.6}, 1)
+    for width in (WIDE, NARROW, MIDDLE):
+        profile.record(width, 1, [0.01])
+    assert profile.dominated == {MIDDLE, WIDE}
+
+
+def test_of_two_equally_accurate_the_faster_stays_though_it_is_wider() -> None:
+    profile = LatencyProfile({NARROW: 0.6, WIDE: 0.6}, 1)
+    profile.record(NARROW, 1, [0.02])
+    profile.record(WIDE, 1, [0.01])
+    assert profile.dominated == {NARROW}
+
+
+def test_among_widths_never_evaluated_the_wider_is_the_better_one() -> None:
+    profile = LatencyProfile({NARROW: None, WIDE: None}, 1)
+    profile.record(NARROW, 1, [0.02])
+    profile.record(WIDE, 1, [0.01])
+    assert profile.dominated == {NARROW}
+
+
+def test_only_warmed_widths_dominate_and_are_dominated() -> None:
+    profile = LatencyProfile({NARROW: 0.7, WIDE: 0.7}, 1)
+    profile.record(WIDE, 1, [0.02])
+    assert profile.dominated == frozenset()
+    profile.record(NARROW, 1, [0.01])
+    assert profile.dominated == {WIDE}
+
+
+def test_what_is_dominated_follows_what_is_measured() -> None:
+    profile = LatencyProfile({NARROW: 0.6, WIDE: 0.7}, 1)
+    profile.record(NARROW, 1, [0.02])
+    profile.record(WIDE, 1, [0.01])
+    assert profile.dominated == {NARROW}
+    profile.record(WIDE, 1, [0.04] * 3)
+    assert profile.dominated == frozenset()
+
+
+def test_the_fastest_width_is_measured_not_assumed() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    assert profile.fastest == NARROW  # the best guess before anything was measured
+    profile.record(WIDE, 1, [0.03])
+    assert profile.fastest == WIDE  # the only one that may be used
+    profile.record(NARROW, 1, [0.02])
+    assert profile.fastest == NARROW
+    profile.record(MIDDLE, 1, [0.01])
+    assert profile.fastest == MIDDLE
+
+
+# -- refinement while serving
+
+
+def test_one_slow_batch_changes_nothing() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    profile.record(WIDE, 1, [0.010] * SAMPLES)
+    profile.record(WIDE, 1, [5.0, 5.0])
+    assert profile.p50(WIDE, 1) == profile.p99(WIDE, 1) == 0.010
+
+
+def test_the_tail_is_believed_before_the_median_is() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    profile.record(WIDE, 1, [0.010] * SAMPLES)
+    profile.record(WIDE, 1, [0.020] * 3)
+    assert (profile.p50(WIDE, 1), profile.p99(WIDE, 1)) == (0.010, 0.020)
+    profile.record(WIDE, 1, [0.020] * (SAMPLES // 2))
+    assert profile.p50(WIDE, 1) == 0.020
+
+
+def test_a_profile_forgets_what_is_old_and_stays_small() -> None:
+    profile = LatencyProfile(MEASURED, 1)
+    profile.record(WIDE, 1, [1.0] * 1000)
+    profile.record(WIDE, 1, [0.010] * SAMPLES)
+    cell = profile.cell(WIDE, 1)
+    assert cell is not None
+    assert (len(cell.samples), cell.p50_s, cell.p99_s) == (SAMPLES, 0.010, 0.010)
+
+
+def test_a_batch_between_two_buckets_does_not_pass_for_the_larger_one() -> None:
+    profile = profile_of(*((WIDE, batch, 0.010 * batch) for batch in (1, 2, 4, 8, 16)))
+    profile.record(WIDE, 9, [0.090] * SAMPLES)  # as profiled
+    assert profile.p50(WIDE, 16) == pytest.approx(0.160)
+    assert profile.p50(WIDE, 9) == pytest.approx(0.090)
+
+
+def test_a_batch_between_two_buckets_tells_of_a_slower_machine() -> None:
+    profile = profile_of(*((WIDE, batch, 0.010 * batch) for batch in (1, 2, 4, 8, 16)))
+    profile.record(WIDE, 12, [0.150] * SAMPLES)  # 120 ms were expected
+    assert profile.p50(WIDE, 16) == pytest.approx(0.200)
