@@ -55,13 +55,13 @@ class Services:
             now = time.monotonic()
             self.monitor.prepare.observe(now - started, now)
 
-    def arrived(self, terms: Terms) -> None:
-        """A well-formed request came in; a pinned width counts with its own share of device time."""
+    def arrived(self, terms: Terms, images: int) -> None:
+        """Images of a well-formed request came in; a pinned width counts with its own share of device time."""
         widest, ready = self.profile.widths[-1], self.profile.ready
         share = 1.0
         if len(terms.widths) == 1 and ready(terms.widths[0]) and ready(widest):
             share = self.profile.p50(terms.widths[0], 1) / self.profile.p50(widest, 1)
-        self.monitor.arrived(1, terms.order_by - terms.arrival, share, time.monotonic())
+        self.monitor.arrived(images, terms.order_by - terms.arrival, share, time.monotonic())
 
     def answered(self, answers: Sequence[Timed]) -> None:
         for timed in answers:

@@ -37,7 +37,7 @@ async def classify(request: Request) -> Response:
     services.lifecycle.check_serving()
     terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
-    services.arrived(terms)
+    services.arrived(terms, 1)
     jobs: list[Job] = []
     client = Client(request.receive)
     try:
@@ -45,8 +45,10 @@ async def classify(request: Request) -> Response:
             services.admission.check_in_time(terms, decoded=False)
             async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
+                services.arrived(terms, len(images) - 1)
                 with client.watched(limit):
-                    outcomes = await asyncio.gather(*(classify_image(services, terms, image, jobs) for image in images))
+                    work = [classify_image(services, terms, image, jobs) for image in images]
+                    outcomes = [await work[0]] if single else await asyncio.gather(*work)
     except (TimeoutError, ClientDisconnect) as error:
         if client.gone or isinstance(error, ClientDisconnect):
             services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
