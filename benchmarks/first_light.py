@@ -38,8 +38,8 @@ from PIL import Image
 
 from benchmarks.load import Client, Reply, closed_loop, open_loop
 from scala_model.checkpoint import build_model, default_checkpoint, read_checkpoint
+from scala_model.normalise import normalise
 from scala_model.preprocess import to_pixels
-from scala_model.train.augment import normalise
 
 NUM_PHOTOS = 200
 BURST_S, STEADY_S = 5.0, 4.0
@@ -128,6 +128,7 @@ def show(name: str, replies: Sequence[Reply]) -> dict[str, Any]:
         "requests": len(replies),
         "statuses": dict(sorted(Counter(reply.status for reply in replies).items())),
         "late": sum(not body["budget_met"] for body in bodies),
+        "late_for_client": sum(1000 * r.latency_s > b["budget_ms"] for r, b in zip(answered, bodies, strict=True)),
         "mean_width": round(statistics.fmean(body["width"] for body in bodies), 3) if bodies else None,
         "widths": dict(sorted(Counter(body["width"] for body in bodies).items())),
         "latency_ms": {f"p{q}": percentile([1000 * r.latency_s for r in answered], q) for q in (50, 99)},

@@ -21,11 +21,12 @@ from server.request_queue import RequestQueue
 from server.types import Load, Terms
 
 MAX_INFLIGHT_BODIES = 8  # of the largest size; as many bytes may be held in request bodies at once
+MAX_REQUESTS_PER_IMAGE = 4  # requests inside, most of them sending, for each image that the queue holds
 
 
 @dataclass(slots=True)
 class Permit:
-    """What one request holds while it is inside."""
+    """What one request holds while it is inside: bytes as they come in, and places in the queue once they are in."""
 
     admission: Admission
     images: int = 0
@@ -38,9 +39,9 @@ class Permit:
         self.admission.inflight_bytes += count
 
     def set_images(self, count: int) -> None:
-        """Raises Shed when the queue has no room for that many."""
-        self.admission.check_room(count - self.images)
-        self.admission.images += count - self.images
+        """Raises TooLarge when the queue could never hold that many, Shed when it has no room for them now."""
+        self.admission.check_room(count)
+        self.admission.images += count
         self.images = count
 
 
@@ -58,23 +59,29 @@ class Admission:
     ) -> None:
         self._queue, self._profile, self._monitor = queue, profile, monitor
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
+        self.requests = 0
         self.images = 0
+        self.preparing = 0  # of them, those with a decoder
         self.inflight_bytes = 0
         self.device_free_at = 0.0  # when the running batch should end; the serve loop keeps it
 
     @contextmanager
     def permit(self, declared_bytes: int | None) -> Iterator[Permit]:
-        """Room for one request of one image; more is asked of the permit when its body shows more.
+        """Room for one request; its images are asked for when its body has come in, so that slow senders hold no place.
 
         Raises TooLarge for a declared size over the limit, Shed when there is no room.
         """
         if declared_bytes is not None:
             self.check_body(declared_bytes, declared_bytes)
+        self.check_room(1)
+        if self.requests >= MAX_REQUESTS_PER_IMAGE * self.max_images:
+            raise self.shed("Too many uploads are open")
         permit = Permit(self)
-        permit.set_images(1)
+        self.requests += 1
         try:
             yield permit
         finally:
+            self.requests -= 1
             self.images -= permit.images
             self.inflight_bytes -= permit.num_bytes
 
@@ -82,13 +89,13 @@ class Admission:
         if body_bytes > self.max_body_bytes:
             raise TooLarge(f"The body has {body_bytes} bytes or more; the limit is {self.max_body_bytes}: send less.")
         if self.inflight_bytes + more_bytes > MAX_INFLIGHT_BODIES * self.max_body_bytes:
-            raise self._shed("The server holds as many bytes of uploads as it may")
+            raise self.shed("The server holds as many bytes of uploads as it may")
 
     def check_room(self, images: int) -> None:
         if images > self.max_images:
             raise TooLarge(f"The request holds {images} images; the queue holds {self.max_images}: send fewer at once.")
         if self.images + images > self.max_images:
-            raise self._shed(f"The queue is full ({self.max_images} images)")
+            raise self.shed(f"The queue is full ({self.max_images} images)")
 
     def widths_for(self, pinned: Width | None, min_accuracy: float | None) -> tuple[Width, ...]:
         """The trained widths that a pin and an accuracy floor allow. Raises Impossible, listing what exists."""
@@ -103,7 +110,7 @@ class Admission:
         asked = f"an accuracy of at least {floor:g}" + ("" if pinned is None else f" at width {pinned}")
         best = max(self._profile.accuracy.values())
         raise Impossible(
-            f"No trained width has {asked}; the most accurate has {best:.4f}: lower the floor.", extra=self._offers()
+            f"No trained width has {asked}; the most accurate has {best:.4f}: lower the floor.", extra=self.offers()
         )
 
     def check_possible(self, widths: Sequence[Width], budget_s: float) -> None:
@@ -113,49 +120,55 @@ class Admission:
         """
         if not any(self._profile.ready(w) for w in widths):
             raise Unavailable(f"Width {', '.join(map(str, widths))} is still being warmed; try again in a second.")
-        fastest = self._fastest_p99(widths)
+        fastest = min(self._profile.p50(w, 1) for w in widths if self._profile.ready(w))
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "
                 f"server is idle: the fastest takes {1000 * fastest:.1f} ms. Ask for more.",
-                extra=self._offers(),
+                extra=self.offers(),
             )
 
-    def check_in_time(self, terms: Terms, *, decoded: bool) -> None:
-        """Raises Shed when even the narrowest width would be late for it now."""
+    def check_in_time(self, terms: Terms, *, undecoded_bytes: int | None = None) -> None:
+        """Raises Shed when even the fastest width would be late for it now.
+
+        Behind others it is the p99 that must fit; alone the p50, or a cell whose samples were bad would never get
+        better ones. ``undecoded_bytes``: size of a body that has yet to be decoded.
+        """
         now = time.monotonic()
         load = self._monitor.load(now)
-        prepare_s = 0.0 if decoded else self._monitor.prepare.value_s(now)
-        start = max(now + prepare_s, self.device_free_at + self._backlog_s(terms.order_by, load))
-        if start + load.interference * self._fastest_p99(terms.widths) + load.respond_s > terms.deadline:
-            raise self._shed("Even the narrowest width would be late")
+        fastest = self._fastest(terms.widths)
+        backlog_s = max(0.0, self.device_free_at - now) + self._backlog_s(terms.order_by, load)
+        run_s = load.interference * (self._profile.p99 if backlog_s else self._profile.p50)(fastest, 1)
+        decode_s = 0.0 if undecoded_bytes is None else self._monitor.decode(undecoded_bytes).value_s(now)
+        if now + max(decode_s, backlog_s) + load.hop_s + run_s + load.respond_s > terms.deadline:
+            raise self.shed("Even the narrowest width would be late")
 
-    def _fastest_p99(self, widths: Sequence[Width]) -> float:
+    def _fastest(self, widths: Sequence[Width]) -> Width:
         fastest = self._profile.fastest
-        return self._p99(fastest) if fastest in widths else min(self._p99(w) for w in widths)
+        return fastest if fastest in widths else min(filter(self._profile.ready, widths), key=self._p50)
 
-    def _p99(self, width: Width) -> float:
-        return self._profile.p99(width, 1) if self._profile.ready(width) else math.inf
+    def _p50(self, width: Width) -> float:
+        return self._profile.p50(width, 1)
 
     def _backlog_s(self, order_by: float, load: Load) -> float:
-        """Seconds of work, at the fastest width, ahead of an image ordered by ``order_by``. Decoders' images count."""
-        ahead = self._queue.ahead_of(order_by) + max(0, self.images - len(self._queue) - 1)
+        """Seconds of work, at the fastest width, ahead of an image ordered by ``order_by``, decoding ones included."""
+        ahead = self._queue.ahead_of(order_by) + self.preparing
         if not ahead:
             return 0.0
         width, profile = self._profile.fastest, self._profile
-        batches = math.ceil(ahead / profile.best_batch(width))
-        return ahead * load.interference * profile.seconds_per_image(width) + batches * load.hop_s
+        batch = profile.best_batch(width)
+        return math.ceil(ahead / batch) * (load.interference * profile.p99(width, min(ahead, batch)) + load.hop_s)
 
-    def _shed(self, why: str) -> Shed:
+    def shed(self, why: str) -> Shed:
         """Come back when what is inside has been served, spread out so that not everyone does at once."""
         drain_s = self._backlog_s(math.inf, self._monitor.load(time.monotonic()))
         retry_after_s = math.ceil(drain_s + random.uniform(0, 2))
         return Shed(f"{why}; try again in {retry_after_s} s.", retry_after_s=retry_after_s)
 
-    def _offers(self) -> dict[str, object]:
+    def offers(self) -> dict[str, object]:
         return {
             "widths": [
-                {"width": float(w), "accuracy": self._profile.accuracy[w], "latency_ms": round(1000 * self._p99(w), 3)}
+                {"width": float(w), "accuracy": self._profile.accuracy[w], "latency_ms": round(1000 * self._p50(w), 3)}
                 for w in self._profile.widths
                 if self._profile.ready(w)
             ]

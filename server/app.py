@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+import psutil
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -30,7 +31,7 @@ from server.metrics import Metrics
 from server.policies import policy_of
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model
-from server.serve_loop import ServeLoop
+from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
 
@@ -92,7 +93,7 @@ def assemble(
     )
     for routes in (classify, health, model):
         app.include_router(routes.router)
-    for kind in (RequestError, HTTPException, RequestValidationError):
+    for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
 
@@ -108,7 +109,7 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
             for work in (services.serve_loop.start(), services.serve_loop.serve(), _watch(services, engine, machine))
         ]
         for task in tasks:
-            task.add_done_callback(lambda done: _note_failure(services.lifecycle, done))
+            task.add_done_callback(lambda done: _note_failure(services, done))
         yield
         for task in tasks:
             task.cancel()
@@ -118,10 +119,12 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
     return lifespan
 
 
-def _note_failure(lifecycle: Lifecycle, task: asyncio.Task[None]) -> None:
+def _note_failure(services: Services, task: asyncio.Task[None]) -> None:
+    """One of the server's own tasks ended by an error: nobody is served any more, and those who wait hear so."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("%s ended: %r", task.get_coro(), error, exc_info=error)
-        lifecycle.fail(str(error) or type(error).__name__)
+        services.lifecycle.fail(str(error) or type(error).__name__)
+        services.serve_loop.drop_all(RESTARTING)
 
 
 async def _watch(services: Services, engine: Engine, machine: MachineReader) -> None:
@@ -135,8 +138,12 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
         lag.set(max(0.0, time.monotonic() - due))
-        sample = machine.sample()
-        services.monitor.see_machine(sample.others_cores, engine.threads, machine.cpus)
+        try:
+            sample = machine.sample()
+        except (OSError, psutil.Error):  # telemetry must not end the server
+            log.warning("the machine's load cannot be read", exc_info=True)
+            continue
+        services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
         cpu_load.set(sample.cpu_load)
         throttled.set(sample.throttled)
         memory.set(sample.memory_bytes)

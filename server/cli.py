@@ -85,7 +85,7 @@ def serve(
     from server.lifecycle import run
     from server.settings import Settings
 
-    raise SystemExit(run(Settings.load(flags)))
+    run(Settings.load(flags))
 
 
 @app.command()

@@ -38,6 +38,11 @@ _MAGIC_BYTES = 16  # as many as Pillow looks at
 
 SMALL_BYTES, SMALL_PIXELS = 32 * 1024, 256 * 256  # decoded in 0.1 to 0.7 ms
 
+# Each scan of a progressive JPEG goes over all pixels again, for as little as 75 bytes. Encoders write about ten.
+MAX_SCANS = 100
+
+_JPEG_SCAN = b"\xff\xda"
+_PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8"
 # A segment that tells Pillow a resolution, which it would otherwise dig out of EXIF when it opens a JPEG: garbage there
@@ -83,11 +88,12 @@ class ImageDecoder:
             return to_pixels(image, self.spec)
 
     def if_small(self, body: bytes) -> NDArray[np.uint8] | None:
-        """The same for an image that takes well under a millisecond; None, nothing decoded, for any other.
+        """The same for an image that takes about a millisecond at most; None, nothing decoded, for any other.
 
-        Small is a JPEG or PNG of at most ``SMALL_BYTES`` that declares at most ``SMALL_PIXELS``.
+        Small is a JPEG of one scan, or a PNG without compressed metadata, of at most ``SMALL_BYTES`` that declares at
+        most ``SMALL_PIXELS``.
         """
-        if len(body) > SMALL_BYTES or not body.startswith((_JPEG_START, _PNG_START)):
+        if len(body) > SMALL_BYTES or not _is_plain(body):
             return None
         with self._our_errors(body), self._open(body) as image:
             return to_pixels(image, self.spec) if image.width * image.height <= SMALL_PIXELS else None
@@ -110,6 +116,8 @@ class ImageDecoder:
         if not body:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
         if body.startswith(_JPEG_START):
+            if body.count(_JPEG_SCAN) > MAX_SCANS:
+                raise _broken()
             body = _JPEG_START + _RESOLUTION + body[len(_JPEG_START) :]
         image = Image.open(io.BytesIO(body), formats=IMAGE_FORMATS)
         for width, height in _declared_sizes(image):
@@ -123,6 +131,13 @@ class ImageDecoder:
 
     def _too_large(self, num_pixels: str) -> TooLarge:
         return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+
+
+def _is_plain(body: bytes) -> bool:
+    """Whether nothing in it can take longer than its size and its pixels do."""
+    if body.startswith(_JPEG_START):
+        return body.count(_JPEG_SCAN) == 1
+    return body.startswith(_PNG_START) and not any(chunk in body for chunk in _PNG_INFLATED)
 
 
 def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:

@@ -112,7 +112,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._request_id
-            if self._lifecycle.refusing or self._lifecycle.failed is not None:
+            if self._lifecycle.draining or self._lifecycle.failed is not None:
                 headers["Connection"] = "close"
         await self._send(message)
 

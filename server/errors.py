@@ -57,5 +57,9 @@ class Expired(RequestError):
     """Admitted, but the deadline came first."""
 
 
+class EngineFailed(RequestError):
+    """The engine raised on the batch that this request was in: a bug, whose details are in the log alone."""
+
+
 class Gone(RequestError):
     """The client went away before its answer was ready."""

@@ -54,8 +54,13 @@ class LatencyProfile:
         self._cells: dict[tuple[Width, int], Cell] = {}
 
     def record(self, width: Width, batch: int, seconds: Iterable[float]) -> None:
-        """Add latencies of a batch, each already divided by the interference of its moment."""
-        self._cells.setdefault((width, self._bucket(batch)), Cell()).add(seconds)
+        """Add latencies of a batch, each already divided by the interference of its moment.
+
+        A batch between two buckets counts for the upper one, as much longer as the profile says that it would take.
+        """
+        bucket = self._bucket(batch)
+        longer = self.p50(width, bucket) / self.p50(width, batch) if (width, bucket) in self._cells else 1.0
+        self._cells.setdefault((width, bucket), Cell()).add(longer * sample for sample in seconds)
         self._refresh()
 
     def cell(self, width: Width, bucket: int) -> Cell | None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _leave(self) -> None:
-        await asyncio.sleep(self._grace_s)
+        await asyncio.sleep(min(self._grace_s, self._timeout_s))
         self._lifecycle.refusing = True
         deadline = asyncio.get_running_loop().time() + max(0.0, self._timeout_s - self._grace_s)
         while self._lifecycle.in_flight and asyncio.get_running_loop().time() < deadline:
@@ -92,8 +92,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings) -> int:
-    """Serve until told to leave; the process's exit code.
+def run(settings: Settings) -> NoReturn:
+    """Serve until told to leave, and end the process.
 
     Raises CheckpointError or SettingsError before anything is listening.
     """
@@ -114,7 +114,7 @@ def run(settings: Settings) -> int:
     )
     server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
     server.run()
-    if services.lifecycle.failed is not None:
-        logging.shutdown()
-        os._exit(EX_SOFTWARE)  # a hung engine's thread would keep the interpreter from ending
-    return 0 if server.started else 1
+    code = EX_SOFTWARE if services.lifecycle.failed is not None else 0 if server.started else 1
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(code)  # an engine or a decoder that is still at work would keep the interpreter from ending

@@ -14,8 +14,9 @@ ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two sec
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
 EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch runs, ...
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
-INTERFERENCE_WEIGHT = 0.15
+INTERFERENCE_WEIGHT, MAX_WEIGHT = 0.15, 0.5  # of one batch: when others are recent, and at most
 SMOOTHING = 0.05
+SMALL_BODY_BYTES = 32 * 1024
 
 
 @dataclass(slots=True)
@@ -66,7 +67,8 @@ class LoadMonitor:
     arrivals: DecayingRate = field(default_factory=lambda: DecayingRate(ARRIVALS_TAU_S))
     demand: DecayingRate = field(default_factory=lambda: DecayingRate(DEMAND_TAU_S))
     busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
-    prepare: Allowance = field(default_factory=Allowance)  # from a body's last byte to the queue: decoding
+    small: Allowance = field(default_factory=Allowance)  # decoding a body of few bytes
+    large: Allowance = field(default_factory=Allowance)  # decoding any other, its wait for a decoder included
     hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
@@ -86,8 +88,10 @@ class LoadMonitor:
         """A batch took ``observed_s`` in the engine and ``hop_s`` to and from it; ``profiled_s`` is the idle machine's
         median, ``predicted_s`` what the decision said."""
         self.hop.observe(hop_s, now)
-        current = self._learned(now)
-        self._interference = current + INTERFERENCE_WEIGHT * (observed_s / profiled_s - current)
+        ratio = observed_s / profiled_s
+        fresh = math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
+        weight = min(MAX_WEIGHT, 1 - fresh * (1 - INTERFERENCE_WEIGHT))
+        self._interference += weight * (ratio - self._interference)
         self._interference_at = now
         self.busy.add(observed_s, now)
         self.prediction_error += SMOOTHING * (observed_s / predicted_s - self.prediction_error)
@@ -96,16 +100,22 @@ class LoadMonitor:
         before = accuracy if self.expected_accuracy is None else self.expected_accuracy
         self.expected_accuracy = before + SMOOTHING * (accuracy - before)
 
-    def see_machine(self, others_cores: float, threads: int, cores: float) -> None:
-        """Other processes keep ``others_cores`` busy; our ``threads`` share ``cores`` with them.
+    def see_machine(self, others_cores: float, threads: int, cores: float, throttled: float = 0.0) -> None:
+        """Other processes keep ``others_cores`` of the host's ``cores`` busy, our ``threads`` want to run as well, and
+        in the share ``throttled`` of scheduling periods our quota was used up.
 
         Warns of interference before the first slow batch: n runnable threads on c cores run at most c / n as fast.
         """
-        self.contention = max(1.0, (others_cores + threads) / max(cores, threads))
+        crowded = (others_cores + threads) / max(cores, threads)
+        self.contention = max(1.0, crowded, 1 / (1 - min(throttled, 0.9)))
 
     def interference(self, now: float) -> float:
-        """Observed over profiled latency, at least 1 until batches have shown to be faster than profiled."""
+        """Observed over profiled latency, never below 1: where batches turn out faster, the profile follows them."""
         return max(self._learned(now), self.contention)
+
+    def decode(self, num_bytes: int) -> Allowance:
+        """What is known of decoding bodies of this size."""
+        return self.small if num_bytes <= SMALL_BODY_BYTES else self.large
 
     def load(self, now: float) -> Load:
         return Load(self.arrivals.value(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))

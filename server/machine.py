@@ -22,12 +22,12 @@ class MachineSample:
 
 
 class MachineReader:
-    """Each ``sample`` covers the time since the one before."""
+    """Each ``sample`` covers the time since the one before. ``cpus`` are ours to use, of the host's ``host_cpus``."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._process = root, psutil.Process()
         self.cpus = cgroup.available_cpus(root)
-        self._host_cpus = psutil.cpu_count() or 1
+        self.host_cpus = psutil.cpu_count() or 1
         psutil.cpu_percent(None)
         self._before = self._read()
 
@@ -39,7 +39,7 @@ class MachineReader:
         own_cores = own / elapsed if elapsed > 0 else 0.0
         return MachineSample(
             cpu_load=load,
-            others_cores=max(0.0, load * self._host_cpus - own_cores),
+            others_cores=max(0.0, load * self.host_cpus - own_cores),
             throttled=throttled / periods if periods > 0 else 0.0,
             memory_bytes=self._process.memory_info().rss,
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scala_model.width import Width
 from server.admission import Admission
 from server.engine.contract import Engine
-from server.errors import RequestError, Shed, Unavailable
+from server.errors import EngineFailed, RequestError, Unavailable
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -25,6 +25,7 @@ from server.types import Answer, Decision, Job, Probabilities
 
 CALIBRATION_RUNS = 20
 MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
+RESTARTING = "The engine failed and the server is restarting; try again in a second."
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
 log = logging.getLogger("scala.serve")
 
@@ -52,6 +53,7 @@ class ServeLoop:
         self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
         self._image_shape = (image_size, image_size, 3)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._turn = asyncio.Lock()
         self._failures = 0
 
     async def serve(self) -> None:
@@ -62,8 +64,9 @@ class ServeLoop:
             )
             jobs, refused = self._take(decision)
             for job in refused:
-                _settle(job, Shed("Even the narrowest width would be late; try again in 1 s.", retry_after_s=1))
+                _settle(job, self._admission.shed("Even the narrowest width would be late"))
             if jobs:
+                log.debug("%s for %d of %d waiting", decision, len(jobs), len(jobs) + len(self._queue))
                 await self._run(jobs, decision)
 
     async def start(self) -> None:
@@ -74,25 +77,42 @@ class ServeLoop:
             await self._calibrate(width, 1)
         self._lifecycle.started = True
         log.info("ready")
+        for width in widths:
+            await self._grow(width)
+        log.info("warmed: %s", {str(width): self._profile.max_batch(width) for width in widths})
+
+    async def _grow(self, width: Width) -> None:
+        """Warm larger and larger batches, as far as the device's memory allows; what was warmed before stays in use."""
         for bucket in self._profile.buckets:
-            for width in widths:
+            try:
                 if self._profile.cell(width, bucket) is None:
                     await self._calibrate(width, bucket)
-        log.info("all %d widths warmed up to batch %d", len(widths), self._profile.buckets[-1])
+            except EngineHung:
+                raise
+            except Exception:
+                log.exception("width %s cannot run batches of %d: leaving it at smaller ones", width, bucket)
+                return
+
+    def drop_all(self, why: str) -> None:
+        """Tell everyone who waits that there will be no answer."""
+        for job in self._queue.drop_all():
+            _settle(job, Unavailable(why))
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
 
     def _take(self, decision: Decision) -> tuple[list[Job], list[Job]]:
+        """Those to run and those to refuse. Who was settled this very moment still stands in the queue: not to run."""
         taken = self._queue.take([*decision.batch, *decision.shed])
-        return taken[: len(decision.batch)], taken[len(decision.batch) :]
+        batch, refused = taken[: len(decision.batch)], taken[len(decision.batch) :]
+        return [job for job in batch if not job.answer.done()], refused
 
     async def _run(self, jobs: Sequence[Job], decision: Decision) -> None:
         started = time.monotonic()
         for job in jobs:
             job.dispatched = True
         profiled_s = self._profile.p50(decision.width, len(jobs))
-        interference = self._monitor.interference(started)
         self._admission.device_free_at = started + decision.predicted_s + self._monitor.hop.value_s(started)
         try:
             probabilities, ran_from, ran_until = await self._on_device(
@@ -104,29 +124,32 @@ class ServeLoop:
             log.exception("the engine failed on a batch of %d at width %s", len(jobs), decision.width)
             self._failures += 1
             for job in jobs:
-                _settle(job, error)
+                _settle(job, EngineFailed("The engine failed on this batch; the cause was logged."))
             if self._failures >= MAX_FAILURES:
                 self._fail((), f"{MAX_FAILURES} batches in a row raised {type(error).__name__}")
         else:
             self._failures = 0
             hop_s = time.monotonic() - started - (ran_until - ran_from)
-            self._record(jobs, decision, ran_until - ran_from, hop_s, profiled_s, interference)
+            self._record(jobs, decision, ran_until - ran_from, hop_s, profiled_s)
             for job, row in zip(jobs, probabilities, strict=True):
                 answer = Answer(
                     row, decision.width, len(jobs), ran_from - job.queued_at, ran_until - ran_from, ran_until
                 )
                 _settle(job, answer)
+        finally:
+            self._admission.device_free_at = time.monotonic()
 
     async def _on_device(
         self, pixels: NDArray[np.uint8], width: Width, predicted_s: float
     ) -> tuple[Probabilities, float, float]:
         """Run on the engine's thread; the result and when it began and ended there. Raises EngineHung."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
-        try:
-            async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            raise EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s") from None
+        async with self._turn:  # so that the wait for a calibration run is not taken for a hang
+            future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
+            try:
+                async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
+                    return await asyncio.shield(future)
+            except TimeoutError:
+                raise EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s") from None
 
     async def _calibrate(self, width: Width, batch: int) -> None:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
@@ -139,17 +162,10 @@ class ServeLoop:
             seconds.append(ended - started)
         self._profile.record(width, batch, seconds)
 
-    def _record(
-        self,
-        jobs: Sequence[Job],
-        decision: Decision,
-        seconds: float,
-        hop_s: float,
-        profiled_s: float,
-        interference: float,
-    ) -> None:
-        self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, time.monotonic())
-        self._profile.record(decision.width, len(jobs), [seconds / interference])
+    def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
+        now = time.monotonic()
+        self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, now)
+        self._profile.record(decision.width, len(jobs), [seconds / self._monitor.interference(now)])
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 
@@ -157,8 +173,8 @@ class ServeLoop:
         """No more batches: everyone who waits hears so, and the process leaves for its supervisor to restart."""
         log.error("the engine failed: %s", why)
         self._lifecycle.fail(why)
-        for job in (*jobs, *self._queue.drop_all()):
-            _settle(job, Unavailable("The engine failed; the server is restarting. Try again."))
+        for job in jobs:
+            _settle(job, Unavailable(RESTARTING))
         raise EngineHung(why)
 
 
@@ -167,7 +183,7 @@ def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Pro
     return engine.run(pixels, width), started, time.monotonic()
 
 
-def _settle(job: Job, outcome: Answer | RequestError | Exception) -> None:
+def _settle(job: Job, outcome: Answer | RequestError) -> None:
     """Give the job its answer, unless it expired or its client left meanwhile."""
     if job.answer.done():
         return

@@ -48,20 +48,25 @@ class Services:
         started = time.monotonic()
         try:
             pixels = self.decoder.if_small(encoded)
-            if pixels is None:
-                pixels = await asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, encoded)
-            return pixels
+            return pixels if pixels is not None else await self._decode_in_pool(encoded)
         finally:
             now = time.monotonic()
-            self.monitor.prepare.observe(now - started, now)
+            self.monitor.decode(len(encoded)).observe(now - started, now)
 
-    def arrived(self, terms: Terms, images: int) -> None:
-        """Images of a well-formed request came in; a pinned width counts with its own share of device time."""
+    async def _decode_in_pool(self, encoded: bytes) -> Pixels:
+        self.admission.preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, encoded)
+        finally:
+            self.admission.preparing -= 1
+
+    def arrived(self, terms: Terms) -> None:
+        """An image of a well-formed request came in; a pinned width counts with its own share of device time."""
         widest, ready = self.profile.widths[-1], self.profile.ready
         share = 1.0
         if len(terms.widths) == 1 and ready(terms.widths[0]) and ready(widest):
             share = self.profile.p50(terms.widths[0], 1) / self.profile.p50(widest, 1)
-        self.monitor.arrived(images, terms.order_by - terms.arrival, share, time.monotonic())
+        self.monitor.arrived(1, terms.order_by - terms.arrival, share, time.monotonic())
 
     def answered(self, answers: Sequence[Timed]) -> None:
         for timed in answers:

@@ -26,7 +26,6 @@ class Terms:
     order_by: float
     deadline: float
     widths: tuple[Width, ...]
-    budget_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device, from resident uint8 images to normalised floats."""
+"""Augmentation of whole batches on the device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from scala_model.preprocess import Preprocessing
-
-
-def normalise(pixels: Tensor, spec: Preprocessing) -> Tensor:
-    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S) with the mean and deviation of the specification."""
-    mean = torch.tensor(spec.mean, device=pixels.device) * 255
-    std = torch.tensor(spec.std, device=pixels.device) * 255
-    return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def random_resized_crop_and_flip(images: Tensor, size: int, min_area: float) -> Tensor:

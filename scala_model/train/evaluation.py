@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from scala_model.card import preprocessing_from_card
-from scala_model.train.augment import normalise
+from scala_model.normalise import normalise
 from scala_model.train.data import ImageSet
 from scala_model.vit import ScalaViT
 from scala_model.width import Width

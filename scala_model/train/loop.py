@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
-from scala_model.train.augment import mix, normalise, random_resized_crop_and_flip, soft_labels
+from scala_model.train.augment import mix, random_resized_crop_and_flip, soft_labels
 from scala_model.train.data import ImageSet
 from scala_model.train.objective import backward_scala, sample_widths
 from scala_model.train.recipes import Recipe

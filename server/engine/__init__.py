@@ -17,7 +17,7 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
         import torch
     except ImportError:
         raise SettingsError("the torch engine needs torch: pip install 'scala-serve[torch]'") from None
-    from server.engine.torch_eager import TorchEngine
+    from server.engine.torch_engine import TorchEngine
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device 'cuda' was asked for, but torch finds no CUDA device; use 'cpu' or 'auto'")

@@ -1,4 +1,4 @@
-"""What the server needs of an engine. All calls come from one thread; none may touch the event loop."""
+"""What the server needs of an engine. ``load`` and ``run`` come from one thread, the others from the event loop."""
 
 from __future__ import annotations
 

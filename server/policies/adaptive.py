@@ -3,7 +3,8 @@
 A missed deadline costs a request's whole accuracy, the next width only a point or two. So a width is affordable when
 
 1. served at that width, every waiting image meets its deadline, in the order of the queue, and
-2. the images that keep arriving, served at that width, leave the device some idle time.
+2. the images that keep arriving, served at that width, leave the device some idle time. (An image that waits alone is
+   spared this rule: one caller who asks again as soon as he is answered is no overload.)
 
 Without the second rule a policy fills its slack with width, keeps the queue long and loses to the best fixed width.
 Where no width affords everything, the narrowest is taken; an image that even an immediate run at its narrowest width
@@ -13,6 +14,7 @@ would make late is shed, since running it could only harm those behind it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
@@ -22,19 +24,60 @@ from server.types import Decision, Load, Waiting
 MAX_UTILIZATION = 0.8
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a decision is made from. ``alive`` and ``shed`` are positions in ``queue``; ``goals`` one instant each."""
+
+    queue: Sequence[Waiting]
+    load: Load
+    profile: LatencyProfile
+    now: float
+    alive: tuple[int, ...]
+    shed: frozenset[int]
+    goals: tuple[float, ...]
+
+    def seconds(self, width: Width, batch: int) -> float:
+        """From a decision to the engine's result, as the present load has it, at p99."""
+        return self.load.hop_s + self.load.interference * self.profile.p99(width, batch)
+
+
 def adaptive(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Decision:
     """Choose width and batch; see the module's text. ``queue`` must not be empty."""
-    shed = hopeless(queue, load, profile, now)
-    alive = [i for i in range(len(queue)) if i not in shed]
-    if not alive:
-        return Decision(profile.widths[0], (), shed, 0.0, "late at every width")
-    goals = goals_of(queue, load, profile, now)
-    candidates = sorted(usable(queue[alive[0]].widths, profile), key=lambda w: profile.accuracy[w])
-    for width in reversed(candidates):
-        if sustainable(width, load, profile) and all_in_time(width, queue, alive, goals, load, profile, now):
-            return batch_at(width, queue, alive, goals, shed, load, profile, now, "most accurate that all can afford")
-    narrowest = min(candidates, key=lambda w: profile.p50(w, 1))
-    return batch_at(narrowest, queue, alive, goals, shed, load, profile, now, "no width affords all that waits")
+    view = outlook(queue, load, profile, now)
+    if not view.alive:
+        return Decision(profile.fastest, (), view.shed, 0.0, "late at every width")
+    choice = {widths: _choose(widths, view) for widths in {queue[i].widths for i in view.alive}}
+    width = choice[queue[view.alive[0]].widths]
+    # The head decides; those behind it join where that costs them no accuracy.
+    willing = [
+        i
+        for i in view.alive
+        if width in queue[i].widths and profile.accuracy[width] >= profile.accuracy[choice[queue[i].widths]]
+    ]
+    return batch_at(width, willing, view, "adaptive")
+
+
+def outlook(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Outlook:
+    """Sort out who can still be served, and by when each should be.
+
+    Hopeless is an image that would be late even if it ran alone, now, at the fastest width it allows. The goal of the
+    others is ``order_by`` while that can be reached, else ``deadline``.
+    """
+    fastest = {w: profile.p50(_fastest(w, profile), 1) for w in {item.widths for item in queue}}
+    start = now + load.hop_s + load.respond_s
+    soonest = start + load.interference * profile.p99(profile.fastest, 1)
+    shed = frozenset(
+        i for i, item in enumerate(queue) if start + load.interference * fastest[item.widths] > item.deadline
+    )
+    return Outlook(
+        queue,
+        load,
+        profile,
+        now,
+        alive=tuple(i for i in range(len(queue)) if i not in shed),
+        shed=shed,
+        goals=tuple(item.order_by if item.order_by > soonest else item.deadline for item in queue),
+    )
 
 
 def usable(widths: Sequence[Width], profile: LatencyProfile) -> list[Width]:
@@ -44,47 +87,25 @@ def usable(widths: Sequence[Width], profile: LatencyProfile) -> list[Width]:
     return worthwhile or ready
 
 
-def hopeless(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> frozenset[int]:
-    """Positions of images that would be late even if they ran alone, now, at the fastest width they allow."""
-    fastest = {item.widths: profile.p50(_fastest(item.widths, profile), 1) for item in queue}
-    start = now + load.respond_s
-    return frozenset(
-        i for i, item in enumerate(queue) if start + load.interference * fastest[item.widths] > item.deadline
-    )
-
-
-def goals_of(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> list[float]:
-    """When each image should be done: by ``order_by`` while that can be reached, else by ``deadline``."""
-    soonest = now + load.interference * profile.p99(profile.fastest, 1)
-    return [item.order_by if item.order_by > soonest else item.deadline for item in queue]
-
-
 def sustainable(width: Width, load: Load, profile: LatencyProfile) -> bool:
     """Whether arrivals at the present rate, all at this width, leave the device idle for a fifth of the time."""
     per_image_s = load.interference * profile.seconds_per_image(width) + load.hop_s / profile.best_batch(width)
     return load.arrival_rate * per_image_s <= MAX_UTILIZATION
 
 
-def all_in_time(
-    width: Width,
-    queue: Sequence[Waiting],
-    alive: Sequence[int],
-    goals: Sequence[float],
-    load: Load,
-    profile: LatencyProfile,
-    now: float,
-) -> bool:
+def all_in_time(width: Width, view: Outlook) -> bool:
     """Whether every image meets its goal when served in order at ``width``, in the largest batches that do.
 
     An image that does not allow ``width`` is counted at the fastest width that it does allow.
     """
-    other = {queue[i].widths: _fastest(queue[i].widths, profile) for i in alive if width not in queue[i].widths}
-    slowest = max([width, *other.values()], key=lambda w: profile.p50(w, 1))
-    due = [goals[i] for i in alive]
-    clock, start = now + load.respond_s, 0
-    sizes = [(b, load.hop_s + load.interference * profile.p99(slowest, b)) for b in profile.warmed(slowest)]
+    others = {view.queue[i].widths for i in view.alive} - {view.profile.widths}
+    slower = [_fastest(widths, view.profile) for widths in others if width not in widths]
+    slowest = max([width, *slower], key=lambda w: view.profile.p50(w, 1))
+    due = [view.goals[i] for i in view.alive]
+    clock, start = view.now + view.load.respond_s, 0
+    sizes = [(batch, view.seconds(slowest, batch)) for batch in view.profile.warmed(slowest)]
     while start < len(due):
-        fitting = [(b, s) for b, s in sizes if clock + s <= min(due[start : start + b])]
+        fitting = [(batch, s) for batch, s in sizes if clock + s <= min(due[start : start + batch])]
         if not fitting:
             return False
         batch, seconds = fitting[-1]
@@ -92,29 +113,25 @@ def all_in_time(
     return True
 
 
-def batch_at(
-    width: Width,
-    queue: Sequence[Waiting],
-    alive: Sequence[int],
-    goals: Sequence[float],
-    shed: frozenset[int],
-    load: Load,
-    profile: LatencyProfile,
-    now: float,
-    reason: str,
-) -> Decision:
-    """The longest batch from the head of the queue that allows ``width`` and makes nobody in it late."""
+def batch_at(width: Width, willing: Sequence[int], view: Outlook, reason: str) -> Decision:
+    """The longest batch from the first of ``willing`` on that makes nobody in it late."""
     batch: list[int] = []
-    earliest, start, largest = float("inf"), now + load.respond_s, profile.max_batch(width)
-    for i in alive:
-        if width not in queue[i].widths:
-            continue
-        earliest = min(earliest, goals[i])
-        late = start + load.interference * profile.p99(width, len(batch) + 1) > earliest
-        if batch and (late or len(batch) == largest):
+    earliest = float("inf")
+    for i in willing[: view.profile.max_batch(width)]:
+        earliest = min(earliest, view.goals[i])
+        if batch and view.now + view.load.respond_s + view.seconds(width, len(batch) + 1) > earliest:
             break
         batch.append(i)
-    return Decision(width, tuple(batch), shed, load.interference * profile.p99(width, len(batch)), reason)
+    predicted_s = view.load.interference * view.profile.p99(width, len(batch))
+    return Decision(width, tuple(batch), view.shed, predicted_s, reason)
+
+
+def _choose(widths: Sequence[Width], view: Outlook) -> Width:
+    candidates = sorted(usable(widths, view.profile), key=lambda w: view.profile.accuracy[w], reverse=True)
+    for width in candidates:
+        if (len(view.alive) == 1 or sustainable(width, view.load, view.profile)) and all_in_time(width, view):
+            return width
+    return _fastest(widths, view.profile)
 
 
 def _fastest(widths: Sequence[Width], profile: LatencyProfile) -> Width:

@@ -18,7 +18,7 @@ from starlette.types import Receive
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Expired, Gone, Impossible, RequestError
+from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.services import Services
@@ -37,18 +37,21 @@ async def classify(request: Request) -> Response:
     services.lifecycle.check_serving()
     terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
-    services.arrived(terms, 1)
     jobs: list[Job] = []
     client = Client(request.receive)
     try:
-        with services.admission.permit(read_content_length(request.headers)) as permit:
-            services.admission.check_in_time(terms, decoded=False)
+        num_bytes = read_content_length(request.headers)
+        with services.admission.permit(num_bytes) as permit:
+            services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
             async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
-                services.arrived(terms, len(images) - 1)
                 with client.watched(limit):
                     work = [classify_image(services, terms, image, jobs) for image in images]
                     outcomes = [await work[0]] if single else await asyncio.gather(*work)
+    except Shed:
+        if not jobs:  # refused before it was decoded: taken for an image, since nobody looked
+            services.arrived(terms)
+        raise
     except (TimeoutError, ClientDisconnect) as error:
         if client.gone or isinstance(error, ClientDisconnect):
             services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
@@ -66,7 +69,9 @@ async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs:
     try:
         pixels = await services.decode(encoded)
         queued_at = time.monotonic()
-        services.admission.check_in_time(terms, decoded=True)
+        services.arrived(terms)
+        services.lifecycle.check_serving()
+        services.admission.check_in_time(terms)
         job = Job(terms, pixels, queued_at)
         jobs.append(job)
         services.queue.put(job)
@@ -107,26 +112,27 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bo
     content_type = request.headers.get("content-type")
     if not (content_type or "").lower().startswith("multipart/form-data"):
         check_media_type(content_type)
-        return [await read_body(request, permit)], True
+        body = await read_body(request, permit)
+        permit.set_images(1)
+        return [body], True
     body = await read_body(request, permit)
     parser = MultiPartParser(
-        request.headers, _once(body), max_files=permit.admission.max_images, max_part_size=len(body)
+        request.headers, _once(body), max_files=permit.admission.max_images + 1, max_part_size=len(body)
     )
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise BadRequest(
-            f"The multipart body cannot be read: {getattr(error, 'message', 'it lacks a boundary')}"
-        ) from None
-    files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
-    if not files:
-        raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
-    permit.set_images(len(files))
-    for part in files:
-        check_media_type(part.content_type)
-    images = [await part.read() for part in files]
-    await form.close()
-    return images, len(images) == 1
+    except MultiPartException as error:
+        raise BadRequest(f"The multipart body cannot be read: {error.message}") from None
+    try:
+        files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
+        if not files:
+            raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
+        permit.set_images(len(files))
+        for part in files:
+            check_media_type(part.content_type)
+        return [await part.read() for part in files], len(files) == 1
+    finally:
+        await form.close()
 
 
 async def read_body(request: Request, permit: Permit) -> bytes:
@@ -154,7 +160,7 @@ def read_terms(request: Request, services: Services) -> Terms:
     order_by_s = (services.settings.default_budget_ms if budget_ms is None else budget_ms) / 1000
     deadline_s = LATE_FACTOR * order_by_s if budget_ms is None else order_by_s
     services.admission.check_possible(widths, deadline_s)
-    return Terms(arrival, arrival + order_by_s, arrival + deadline_s, widths, budget_ms)
+    return Terms(arrival, arrival + order_by_s, arrival + deadline_s, widths)
 
 
 def read_top_k(request: Request, num_classes: int) -> int:
@@ -163,7 +169,7 @@ def read_top_k(request: Request, num_classes: int) -> int:
     if unknown:
         raise BadRequest(f"Unknown query parameter {min(unknown)[:50]!r}; there is only top_k.")
     text = request.query_params.get("top_k", str(min(5, num_classes)))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= num_classes):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= num_classes):
         raise BadRequest(f"top_k is {text[:50]!r}; it must be a whole number from 1 to {num_classes}.")
     return int(text)
 
@@ -180,8 +186,7 @@ def _pinned(headers: Headers, services: Services) -> Width | None:
     try:
         return services.checkpoint.config.width(ratio)
     except ValueError as error:
-        trained = [float(width) for width in services.checkpoint.config.widths]
-        raise Impossible(f"X-Width: {error}.", extra={"widths": trained}) from None
+        raise Impossible(f"X-Width: {error}.", extra=services.admission.offers()) from None
 
 
 def _number(headers: Headers, name: str, example: str) -> float | None:

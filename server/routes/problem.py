@@ -19,6 +19,7 @@ STATUSES: dict[type[errors.RequestError], int] = {
     errors.Impossible: 422,
     errors.Shed: 429,
     errors.Gone: 499,  # nobody reads it; nginx's number
+    errors.EngineFailed: 500,
     errors.Unavailable: 503,
     errors.Expired: 504,
 }
@@ -30,6 +31,7 @@ TITLES = {
     errors.Impossible: "Impossible on this machine",
     errors.Shed: "Refused for load",
     errors.Gone: "Client left",
+    errors.EngineFailed: "Internal error",
     errors.Unavailable: "Not serving",
     errors.Expired: "Deadline passed",
 }

@@ -13,8 +13,8 @@ from PIL import Image
 
 from scala_model import load_checkpoint
 from scala_model.checkpoint import default_checkpoint, read_checkpoint
+from scala_model.normalise import normalise
 from scala_model.preprocess import to_pixels
-from scala_model.train.augment import normalise
 from tests.service.service_process import Running
 
 pytestmark = pytest.mark.service

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
-from scala_model.train.augment import mix, normalise, random_resized_crop_and_flip, soft_labels
+from scala_model.train.augment import mix, random_resized_crop_and_flip, soft_labels
 
 
 def test_normalises_each_channel() -> None:

@@ -12,8 +12,8 @@ import torch
 
 from scala_model import ScalaConfig, ScalaViT, Width, load_checkpoint, save_checkpoint
 from scala_model.checkpoint import read_checkpoint, write_card
+from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
-from scala_model.train.augment import normalise
 from scala_model.train.data import ImageSet
 from scala_model.train.evaluation import Evaluation, evaluate, measured_card, wilson_interval
 

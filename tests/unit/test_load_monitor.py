@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_interference_rises_with_every_slow_batch_towards_what_is_observed() -> 
     for k in range(100):
         monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k / 1000)
         seen.append(monitor.interference(NOW + k / 1000))
-    assert all(before < after for before, after in zip(seen, seen[1:], strict=False))
+    assert all(before < after for before, after in pairwise(seen))
     assert seen[1] == pytest.approx(1.3)
     assert seen[-1] == pytest.approx(3, rel=0.02)
 
@@ -126,7 +127,7 @@ def test_interference_decays_to_one_when_nothing_runs() -> None:
     for k in range(100):
         monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k / 1000)
     seen = [monitor.interference(NOW + 0.1 + k) for k in range(10)]
-    assert all(before > after for before, after in zip(seen, seen[1:], strict=False))
+    assert all(before > after for before, after in pairwise(seen))
     assert seen[0] > 2.5
     assert seen[-1] == pytest.approx(1, abs=0.001)
 
@@ -207,8 +208,8 @@ def test_a_snapshot_holds_what_a_policy_may_know() -> None:
     monitor.ran(0.020, 0.003, 0.010, 0.015, NOW)
     monitor.respond.observe(0.002, NOW)
     load = monitor.load(NOW)
-    assert (load.arrival_rate, load.interference) == (pytest.approx(2.0), pytest.approx(1.15))
-    assert (load.hop_s, load.respond_s) == (pytest.approx(0.003), pytest.approx(0.002))
+    assert (load.arrival_rate, load.interference) == pytest.approx((2.0, 1.15))
+    assert (load.hop_s, load.respond_s) == pytest.approx((0.003, 0.002))
     assert monitor.load(NOW) == load
 
 

@@ -11,10 +11,11 @@ import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 from unittest import mock
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 START_S, LIMIT_S = 1000.0, 10_000.0
 
 
@@ -49,9 +50,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self._virtual = clock
         self._free_at: dict[Executor | None, float] = {}
 
-    def run_in_executor(
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
-    ) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         called, future = self._virtual.now, self.create_future()
         self._virtual.now = max(called, self._free_at.get(executor, called))
         try:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scala_model.checkpoint import Checkpoint, build_model
+from scala_model.normalise import normalise
+from scala_model.preprocess import Preprocessing
 from scala_model.subnet import DenseViT
 from scala_model.width import Width
 from server.types import Probabilities
@@ -32,14 +34,11 @@ class TorchEngine:
 
     def load(self) -> None:
         torch.set_num_threads(self.threads)
-        spec = self._checkpoint.preprocessing
-        self._mean = torch.tensor(spec.mean, device=self._device) * 255
-        self._std = torch.tensor(spec.std, device=self._device) * 255
         model = build_model(self._checkpoint)
         self._networks = {width: self._network(model.subnet(width)) for width in model.config.widths}
 
     def _network(self, subnet: DenseViT) -> Callable[[torch.Tensor], torch.Tensor]:
-        network = _FromPixels(subnet, self._mean, self._std).to(self._device).eval()
+        network = _FromPixels(subnet, self._checkpoint.preprocessing).to(self._device).eval()
         if self._device.type != "cpu":
             return network
         size = subnet.config.image_size
@@ -64,16 +63,10 @@ class TorchEngine:
 class _FromPixels(nn.Module):
     """uint8 (B, S, S, 3) -> probabilities float32 (B, classes)."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, subnet: DenseViT, mean: torch.Tensor, std: torch.Tensor) -> None:
+    def __init__(self, subnet: DenseViT, spec: Preprocessing) -> None:
         super().__init__()
-        self.subnet = subnet
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.subnet, self.spec = subnet, spec
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
-        probabilities: torch.Tensor = self.subnet(images).softmax(-1)
+        probabilities: torch.Tensor = self.subnet(normalise(pixels, self.spec)).softmax(-1)
         return probabilities

@@ -1,0 +1,314 @@
+"""Admission: exact bounds, everything given back, and who is told "never" and who "not now". The clock stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from scala_model.width import Width
+from server.admission import MAX_INFLIGHT_BODIES, Admission, Permit
+from server.errors import Impossible, RequestError, Shed, TooLarge
+from server.latency_profile import LatencyProfile
+from server.load_monitor import LoadMonitor
+from server.request_queue import RequestQueue
+from server.types import Job, Terms
+from tests.unit.virtual_time import Clock
+
+NARROW, MIDDLE, WIDE = Width(0.25), Width(0.5), Width(1.0)
+ALL = (NARROW, MIDDLE, WIDE)
+BODY, IMAGES = 100, 4
+
+
+class Desk:
+    """An admission and what it looks at. One image takes 10, 20 or 40 ms, four take 16, 32 or 64: p50 = p99."""
+
+    def __init__(self, clock: Clock, max_images: int = IMAGES) -> None:
+        self.clock, self.queue, self.monitor = clock, RequestQueue(), LoadMonitor()
+        self.profile = LatencyProfile({NARROW: 0.5, MIDDLE: 0.6, WIDE: 0.7}, 4)
+        for width in ALL:
+            for batch, ms in {1: 40, 2: 48, 4: 64}.items():
+                self.profile.record(width, batch, [float(width) * ms / 1000] * 20)
+        self.admission = Admission(self.queue, self.profile, self.monitor, max_images=max_images, max_body_bytes=BODY)
+
+    def terms(self, budget_ms: float, widths: tuple[Width, ...] = ALL) -> Terms:
+        due = self.clock.now + budget_ms / 1000
+        return Terms(self.clock.now, due, due, widths, budget_ms)
+
+    def in_time(self, budget_ms: float, widths: tuple[Width, ...] = ALL, *, decoded: bool = True) -> bool:
+        try:
+            self.admission.check_in_time(self.terms(budget_ms, widths), decoded=decoded)
+        except Shed:
+            return False
+        return True
+
+    @property
+    def held(self) -> tuple[int, int]:
+        return self.admission.images, self.admission.inflight_bytes
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    clock = Clock()
+    with mock.patch("time.monotonic", clock):
+        yield Desk(clock)
+
+
+# -- bytes
+
+
+def test_a_body_may_have_exactly_the_limit(desk: Desk) -> None:
+    with desk.admission.permit(BODY) as permit:
+        permit.add_bytes(BODY - 1)
+        permit.add_bytes(1)
+        assert desk.held == (1, BODY)
+        with pytest.raises(TooLarge, match=f"limit is {BODY}"):
+            permit.add_bytes(1)
+        assert desk.held == (1, BODY), "what was refused is not counted"
+
+
+def test_a_declared_size_over_the_limit_is_refused_before_anything_is_held(desk: Desk) -> None:
+    with pytest.raises(TooLarge, match=str(BODY + 1)), desk.admission.permit(BODY + 1):
+        pytest.fail("let in")
+    assert desk.held == (0, 0)
+
+
+def test_all_bodies_together_are_bounded(desk: Desk) -> None:
+    admission = Desk(desk.clock, max_images=100).admission
+    with ExitStack() as inside:
+        for _ in range(MAX_INFLIGHT_BODIES):
+            inside.enter_context(admission.permit(BODY)).add_bytes(BODY)
+        assert admission.inflight_bytes == MAX_INFLIGHT_BODIES * BODY
+        late = inside.enter_context(admission.permit(None))
+        with pytest.raises(Shed, match="bytes"):
+            late.add_bytes(1)
+        with pytest.raises(Shed, match="bytes"), admission.permit(1):
+            pytest.fail("let in")
+    with admission.permit(BODY) as permit:
+        permit.add_bytes(BODY)
+
+
+# -- images
+
+
+def test_the_queue_has_exactly_as_much_room_as_configured(desk: Desk) -> None:
+    with ExitStack() as inside:
+        permits = [inside.enter_context(desk.admission.permit(None)) for _ in range(IMAGES)]
+        with pytest.raises(Shed, match=r"full \(4 images\)"), desk.admission.permit(None):
+            pytest.fail("let in")
+        with pytest.raises(Shed):
+            permits[0].set_images(2)
+        assert desk.admission.images == IMAGES
+    assert desk.held == (0, 0)
+
+
+def test_a_request_may_hold_as_many_images_as_the_queue(desk: Desk) -> None:
+    with desk.admission.permit(None) as permit:
+        permit.set_images(IMAGES)
+        assert desk.admission.images == IMAGES
+    assert desk.held == (0, 0)
+
+
+@pytest.mark.parametrize("images", [IMAGES + 1, IMAGES + 2, 1000])
+def test_a_request_that_can_never_fit_is_too_large_rather_than_shed(desk: Desk, images: int) -> None:
+    with desk.admission.permit(None) as permit, pytest.raises(TooLarge, match="fewer"):
+        permit.set_images(images)
+    assert desk.held == (0, 0)
+
+
+def test_a_request_that_fits_later_is_shed(desk: Desk) -> None:
+    with desk.admission.permit(None), desk.admission.permit(None) as permit:
+        with pytest.raises(Shed):
+            permit.set_images(IMAGES)
+        permit.set_images(IMAGES - 1)
+    assert desk.held == (0, 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Shed, asyncio.CancelledError, KeyboardInterrupt])
+def test_a_permit_gives_everything_back_however_it_ends(desk: Desk, error: type[BaseException]) -> None:
+    ended = Shed("x", retry_after_s=1) if error is Shed else error()
+    with pytest.raises(error), desk.admission.permit(None) as permit:  # noqa: PT012
+        permit.add_bytes(50)
+        permit.set_images(3)
+        raise ended
+    assert desk.held == (0, 0)
+
+
+@pytest.mark.parametrize("refused", [lambda permit: permit.add_bytes(BODY), lambda permit: permit.set_images(99)])
+def test_a_permit_gives_everything_back_after_a_refusal_of_its_own(
+    desk: Desk, refused: Callable[[Permit], None]
+) -> None:
+    with pytest.raises(RequestError), desk.admission.permit(None) as permit:  # noqa: PT012
+        permit.add_bytes(50)
+        refused(permit)
+    assert desk.held == (0, 0)
+
+
+# -- pins and floors
+
+
+def test_without_pin_and_floor_every_trained_width_is_allowed(desk: Desk) -> None:
+    assert desk.admission.widths_for(None, None) == ALL
+
+
+@pytest.mark.parametrize(
+    ("pinned", "floor", "widths"),
+    [
+        (None, 0.0, ALL),
+        (None, 0.6, (MIDDLE, WIDE)),
+        (None, 0.601, (WIDE,)),
+        (None, 0.7, (WIDE,)),
+        (MIDDLE, None, (MIDDLE,)),
+        (MIDDLE, 0.6, (MIDDLE,)),
+    ],
+)
+def test_a_pin_and_a_floor_narrow_the_choice(
+    desk: Desk, pinned: Width | None, floor: float | None, widths: tuple[Width, ...]
+) -> None:
+    assert desk.admission.widths_for(pinned, floor) == widths
+
+
+def test_a_floor_above_all_widths_is_impossible_and_the_answer_lists_what_there_is(desk: Desk) -> None:
+    with pytest.raises(Impossible, match=r"at least 0\.71; the most accurate has 0\.7000") as refusal:
+        desk.admission.widths_for(None, 0.71)
+    assert refusal.value.extra["widths"] == [
+        {"width": 0.25, "accuracy": 0.5, "latency_ms": 10.0},
+        {"width": 0.5, "accuracy": 0.6, "latency_ms": 20.0},
+        {"width": 1.0, "accuracy": 0.7, "latency_ms": 40.0},
+    ]
+
+
+def test_a_pinned_width_below_the_floor_is_impossible(desk: Desk) -> None:
+    with pytest.raises(Impossible, match=r"at least 0\.7 at width 0\.5"):
+        desk.admission.widths_for(MIDDLE, 0.7)
+
+
+# -- impossible: not even on an idle machine
+
+
+def test_a_budget_is_possible_from_the_fastest_allowed_width_on(desk: Desk) -> None:
+    desk.admission.check_possible(ALL, 0.010)
+    desk.admission.check_possible((MIDDLE, WIDE), 0.020)
+    with pytest.raises(Impossible, match=r"9\.9 ms cannot be met .* the fastest takes 10\.0 ms"):
+        desk.admission.check_possible(ALL, 0.0099)
+    with pytest.raises(Impossible, match=r"the fastest takes 20\.0 ms") as refusal:
+        desk.admission.check_possible((MIDDLE, WIDE), 0.0199)
+    assert refusal.value.extra["widths"], "remedies"
+
+
+def test_load_makes_nothing_impossible(desk: Desk) -> None:
+    desk.monitor.see_machine(20, 1, 2)
+    desk.admission.device_free_at = desk.clock.now + 100
+    with desk.admission.permit(None):
+        desk.admission.check_possible(ALL, 0.010)
+        assert not desk.in_time(10)
+
+
+# -- shed: late just now
+
+
+@pytest.mark.parametrize(("widths", "ms"), [(ALL, 10), ((MIDDLE, WIDE), 20), ((WIDE,), 40)])
+def test_on_an_idle_machine_the_fastest_allowed_width_decides(desk: Desk, widths: tuple[Width, ...], ms: int) -> None:
+    with desk.admission.permit(None):
+        assert desk.in_time(ms + 0.1, widths)
+        assert not desk.in_time(ms - 0.1, widths)
+
+
+def test_the_running_batch_is_waited_for(desk: Desk) -> None:
+    desk.admission.device_free_at = desk.clock.now + 0.030
+    with desk.admission.permit(None):
+        assert desk.in_time(40.1)
+        assert not desk.in_time(39.9)
+
+
+def test_interference_and_the_way_back_count(desk: Desk) -> None:
+    desk.monitor.see_machine(5, 1, 2)  # x 3
+    desk.monitor.respond.observe(0.002, desk.clock.now)
+    with desk.admission.permit(None):
+        assert desk.in_time(32.1)
+        assert not desk.in_time(31.9)
+
+
+def test_the_time_of_decoding_counts_until_it_is_done(desk: Desk) -> None:
+    desk.monitor.prepare.observe(0.005, desk.clock.now)
+    with desk.admission.permit(None):
+        assert desk.in_time(15.1, decoded=False)
+        assert not desk.in_time(14.9, decoded=False)
+        assert desk.in_time(10.1, decoded=True)
+
+
+@pytest.mark.parametrize(("preparing", "ms"), [(0, 10), (1, 20), (2, 22), (4, 26), (8, 42)])
+def test_images_that_are_being_decoded_are_waited_for(desk: Desk, preparing: int, ms: float) -> None:
+    """They run in the best batches of the fastest width: one takes 10 ms, two 12, four 16, eight two batches."""
+    desk.admission.preparing = preparing
+    with desk.admission.permit(None):
+        assert desk.in_time(ms + 0.1)
+        assert not desk.in_time(ms - 0.1)
+
+
+def test_a_backlog_begins_now_however_long_the_device_has_been_idle(desk: Desk) -> None:
+    desk.admission.device_free_at = desk.clock.now - 3600
+    desk.admission.preparing = 2
+    with desk.admission.permit(None):
+        assert desk.in_time(22.1)
+        assert not desk.in_time(21.9)
+
+
+def test_only_what_is_due_earlier_is_waited_for() -> None:
+    async def scenario() -> None:
+        desk = Desk(Clock())
+        with mock.patch("time.monotonic", desk.clock), ExitStack() as inside:
+            for budget_ms in (5, 21, 500):
+                inside.enter_context(desk.admission.permit(None))
+                desk.queue.put(Job(desk.terms(budget_ms), np.zeros((1, 1, 3), np.uint8), desk.clock.now))
+            inside.enter_context(desk.admission.permit(None))
+            assert desk.in_time(22.1)  # two ahead
+            assert not desk.in_time(21.9)
+            assert desk.in_time(20.5)  # one ahead
+            assert not desk.in_time(19.9)
+
+    asyncio.run(scenario())
+
+
+def test_the_hop_of_every_batch_ahead_counts(desk: Desk) -> None:
+    desk.monitor.hop.observe(0.006, desk.clock.now)
+    desk.admission.preparing = 1
+    with desk.admission.permit(None):
+        assert not desk.in_time(25.9)  # 10 + 6 + 10 ms
+        assert desk.in_time(32.1)
+
+
+# -- when to come back
+
+
+def retry_after(desk: Desk) -> float:
+    with desk.admission.permit(None), pytest.raises(Shed) as refusal:
+        desk.admission.check_in_time(desk.terms(1), decoded=True)
+    assert f"try again in {refusal.value.retry_after_s} s" in refusal.value.detail
+    return refusal.value.retry_after_s
+
+
+def test_retry_after_is_whole_positive_and_spread(desk: Desk) -> None:
+    seen = {retry_after(desk) for _ in range(50)}
+    assert all(isinstance(seconds, int) and seconds >= 1 for seconds in seen)
+    assert seen == {1, 2}
+
+
+def test_retry_after_grows_with_what_is_inside(desk: Desk) -> None:
+    desk.monitor.see_machine(1999, 1, 2)  # x 1000: 12 s for two images
+    desk.admission.preparing = 2
+    assert all(12 < retry_after(desk) <= 14 for _ in range(20))
+
+
+def test_nothing_is_refused_without_a_finite_time_to_come_back(desk: Desk) -> None:
+    with ExitStack() as inside:
+        for _ in range(IMAGES):
+            inside.enter_context(desk.admission.permit(None))
+        with pytest.raises(Shed) as refusal:
+            inside.enter_context(desk.admission.permit(None))
+    assert math.isfinite(refusal.value.retry_after_s)

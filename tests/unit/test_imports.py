@@ -1,0 +1,131 @@
+"""Who may know whom: ``scala_model`` <- ``server`` <- ``benchmarks``; policies know numbers, engines know no HTTP."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TORCH, HTTP = {"torch"}, {"fastapi", "starlette", "uvicorn"}
+POLICY_MODULES = [
+    "server.types",
+    "server.errors",
+    "server.request_queue",
+    "server.load_monitor",
+    "server.latency_profile",
+    "server.policies",
+    "server.policies.adaptive",
+    "server.policies.fixed",
+]
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """Dotted names of all modules of a package, and their files."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+MODULES = modules_of("scala_model") | modules_of("server")
+
+
+@cache
+def imported(module: str, *, at_import: bool) -> frozenset[str]:
+    """Names that a module imports; ``at_import``: without what its functions import, or only type checkers."""
+    return frozenset(_imports(ast.parse(MODULES[module].read_text()), at_import))
+
+
+def _imports(tree: ast.AST, at_import: bool) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (at_import and _runs_later(node)):
+            yield from _imports(node, at_import)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def packages(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def loaded_with(module: str) -> set[str]:
+    """The packages that importing a module leads to through modules of ours."""
+    seen, todo, found = {module}, [module], set[str]()
+    while todo:
+        name = todo.pop()
+        names = imported(name, at_import=True) | {name.rpartition(".")[0] or name}
+        found |= packages(names)
+        todo += [other for other in names if other in MODULES and other not in seen]
+        seen.update(names)
+    return found
+
+
+def loaded_after(*modules: str) -> set[str]:
+    """The packages that a fresh interpreter holds after importing ``modules``."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return packages(done.stdout.split())
+
+
+# -- by reading the source
+
+
+def test_the_source_is_where_we_look_for_it() -> None:
+    assert {"scala_model", "scala_model.vit", "server.routes.classify", "server.engine.contract"} <= MODULES.keys()
+    assert loaded_with("server.app") >= {"fastapi", "starlette"}
+    assert "torch" in loaded_with("server.engine.torch_eager")
+
+
+@pytest.mark.parametrize(
+    ("package", "strangers"),
+    [("scala_model", {"server", "benchmarks", "tests"}), ("server", {"benchmarks", "tests"})],
+)
+def test_nobody_knows_those_above(package: str, strangers: set[str]) -> None:
+    for module in modules_of(package):
+        assert packages(imported(module, at_import=False)).isdisjoint(strangers), module
+
+
+def test_what_decides_knows_neither_torch_nor_http() -> None:
+    for module in POLICY_MODULES:
+        assert packages(imported(module, at_import=False)).isdisjoint(TORCH | HTTP), module
+        assert loaded_with(module).isdisjoint(TORCH | HTTP), module
+
+
+def test_engines_know_no_http() -> None:
+    for module in MODULES:
+        if module.startswith("server.engine"):
+            assert packages(imported(module, at_import=False)).isdisjoint(HTTP), module
+            assert loaded_with(module).isdisjoint(HTTP), module
+
+
+def test_the_server_loads_torch_only_to_serve_with_it() -> None:
+    for module in MODULES:
+        if module.startswith("server.") and not module.startswith("server.engine.torch"):
+            assert "torch" not in loaded_with(module), module
+
+
+# -- by importing it
+
+
+def test_policies_load_neither_torch_nor_http() -> None:
+    assert loaded_after(*POLICY_MODULES).isdisjoint(TORCH | HTTP)
+
+
+def test_the_application_is_imported_without_torch() -> None:
+    loaded = loaded_after("server.app", "server.lifecycle", "server.cli", "server.engine.contract")
+    assert "torch" not in loaded
+    assert "fastapi" in loaded
