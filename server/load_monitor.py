@@ -89,9 +89,9 @@ class LoadMonitor:
         median, ``predicted_s`` what the decision said."""
         self.hop.observe(hop_s, now)
         ratio = observed_s / profiled_s
-        fresh = math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
-        weight = min(MAX_WEIGHT, 1 - fresh * (1 - INTERFERENCE_WEIGHT))
-        self._interference += weight * (ratio - self._interference)
+        kept = (1 - INTERFERENCE_WEIGHT) * math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
+        # What neither the past nor this batch weighs is weighed by an idle machine: 1.
+        self._interference = 1 + kept * (self._interference - 1) + min(MAX_WEIGHT, 1 - kept) * (ratio - 1)
         self._interference_at = now
         self.busy.add(observed_s, now)
         self.prediction_error += SMOOTHING * (observed_s / predicted_s - self.prediction_error)

@@ -77,21 +77,22 @@ class ServeLoop:
             await self._calibrate(width, 1)
         self._lifecycle.started = True
         log.info("ready")
-        for width in widths:
-            await self._grow(width)
+        growing = list(widths)
+        for bucket in self._profile.buckets:
+            growing = [width for width in growing if await self._warmed(width, bucket)]
         log.info("warmed: %s", {str(width): self._profile.max_batch(width) for width in widths})
 
-    async def _grow(self, width: Width) -> None:
-        """Warm larger and larger batches, as far as the device's memory allows; what was warmed before stays in use."""
-        for bucket in self._profile.buckets:
-            try:
-                if self._profile.cell(width, bucket) is None:
-                    await self._calibrate(width, bucket)
-            except EngineHung:
-                raise
-            except Exception:
-                log.exception("width %s cannot run batches of %d: leaving it at smaller ones", width, bucket)
-                return
+    async def _warmed(self, width: Width, bucket: int) -> bool:
+        """Warm a cell. False when the device cannot run it, for want of memory; what was warmed before stays in use."""
+        try:
+            if self._profile.cell(width, bucket) is None:
+                await self._calibrate(width, bucket)
+        except EngineHung:
+            raise
+        except Exception:
+            log.exception("width %s cannot run batches of %d: leaving it at smaller ones", width, bucket)
+            return False
+        return True
 
     def drop_all(self, why: str) -> None:
         """Tell everyone who waits that there will be no answer."""
@@ -175,6 +176,7 @@ class ServeLoop:
         self._lifecycle.fail(why)
         for job in jobs:
             _settle(job, Unavailable(RESTARTING))
+        self.drop_all(RESTARTING)
         raise EngineHung(why)
 
 

@@ -87,7 +87,7 @@ def loaded_after(*modules: str) -> set[str]:
 def test_the_source_is_where_we_look_for_it() -> None:
     assert {"scala_model", "scala_model.vit", "server.routes.classify", "server.engine.contract"} <= MODULES.keys()
     assert loaded_with("server.app") >= {"fastapi", "starlette"}
-    assert "torch" in loaded_with("server.engine.torch_eager")
+    assert "torch" in loaded_with("server.engine.torch_engine")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,14 @@ def test_an_allowance_is_never_negative() -> None:
         assert allowance.deviation_s >= 0
 
 
+def test_small_and_large_bodies_are_told_apart() -> None:
+    monitor = LoadMonitor()
+    monitor.decode(5_000_000).observe(0.2, NOW)
+    monitor.decode(2_000).observe(0.001, NOW)
+    assert monitor.decode(1_000).value_s(NOW) == pytest.approx(0.001)
+    assert monitor.decode(9_000_000).value_s(NOW) == pytest.approx(0.2)
+
+
 # -- interference
 
 
@@ -118,8 +126,25 @@ def test_interference_rises_with_every_slow_batch_towards_what_is_observed() -> 
         monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k / 1000)
         seen.append(monitor.interference(NOW + k / 1000))
     assert all(before < after for before, after in pairwise(seen))
-    assert seen[1] == pytest.approx(1.3)
+    assert seen[1] == pytest.approx(2), "the first in a while is half believed"
     assert seen[-1] == pytest.approx(3, rel=0.02)
+
+
+@pytest.mark.parametrize("every_s", [0.001, 0.04, 0.5])
+def test_steady_interference_is_estimated_right_at_any_pace(every_s: float) -> None:
+    monitor = LoadMonitor()
+    for k in range(200):
+        monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k * every_s)
+    assert monitor.interference(NOW + 199 * every_s) == pytest.approx(3)
+
+
+def test_what_was_forgotten_does_not_come_back() -> None:
+    monitor = LoadMonitor()
+    for k in range(100):
+        monitor.ran(0.100, 0.0, 0.010, 0.015, NOW + k / 1000)
+    assert monitor.interference(NOW + 60) == pytest.approx(1)
+    monitor.ran(0.010, 0.0, 0.010, 0.015, NOW + 60)
+    assert monitor.interference(NOW + 60) == pytest.approx(1)
 
 
 def test_interference_decays_to_one_when_nothing_runs() -> None:
@@ -159,11 +184,18 @@ def test_a_busy_machine_warns_before_the_first_slow_batch(
     assert monitor.interference(NOW) == 1
 
 
+@pytest.mark.parametrize(("throttled", "expected"), [(0.0, 1.0), (0.5, 2.0), (0.75, 4.0), (1.0, 10.0)])
+def test_a_container_that_is_throttled_warns_too(throttled: float, expected: float) -> None:
+    monitor = LoadMonitor()
+    monitor.see_machine(0, 1, 2, throttled)
+    assert monitor.interference(NOW) == pytest.approx(expected)
+
+
 def test_the_worse_of_warning_and_evidence_counts() -> None:
     monitor = LoadMonitor()
     monitor.see_machine(2, 1, 2)
     monitor.ran(0.110, 0.0, 0.010, 0.015, NOW)
-    assert monitor.interference(NOW) == pytest.approx(2.5)
+    assert monitor.interference(NOW) == pytest.approx(6)
     assert monitor.interference(NOW + 10) == pytest.approx(1.5)
 
 
@@ -208,7 +240,7 @@ def test_a_snapshot_holds_what_a_policy_may_know() -> None:
     monitor.ran(0.020, 0.003, 0.010, 0.015, NOW)
     monitor.respond.observe(0.002, NOW)
     load = monitor.load(NOW)
-    assert (load.arrival_rate, load.interference) == pytest.approx((2.0, 1.15))
+    assert (load.arrival_rate, load.interference) == pytest.approx((2.0, 1.5))
     assert (load.hop_s, load.respond_s) == pytest.approx((0.003, 0.002))
     assert monitor.load(NOW) == load
 

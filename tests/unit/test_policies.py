@@ -89,6 +89,7 @@ def test_a_width_is_chosen_by_its_p99() -> None:
 
 def test_the_width_follows_the_arrival_rate_down_and_up_again() -> None:
     """Affordable while arrivals at that width, in batches of four, leave the device idle for a fifth of the time."""
+    two = due(1000, 2)
     up = [
         (0, WIDE),
         (49, WIDE),
@@ -100,11 +101,16 @@ def test_the_width_follows_the_arrival_rate_down_and_up_again() -> None:
         (9999, NARROW),
     ]
     for rate, width in [*up, *reversed(up)]:
-        assert decide(due(1000), Load(arrival_rate=rate)).width == width, rate
+        assert decide(two, Load(arrival_rate=rate)).width == width, rate
+
+
+def test_an_image_alone_gets_what_it_has_time_for() -> None:
+    """One caller who asks again at every answer is no overload, however fast the answers come."""
+    assert decide(due(1000), Load(arrival_rate=500)).width == WIDE
 
 
 def test_a_faster_stream_never_gets_a_wider_width() -> None:
-    widths = [decide(due(1000), Load(arrival_rate=rate)).width for rate in range(0, 300)]
+    widths = [decide(due(1000, 2), Load(arrival_rate=rate)).width for rate in range(300)]
     assert widths == sorted(widths, reverse=True)
 
 
@@ -150,8 +156,8 @@ def test_interference_sheds_what_it_makes_late() -> None:
 
 
 def test_interference_leaves_less_of_the_device_to_arrivals() -> None:
-    assert decide(due(1000), Load(arrival_rate=49)).width == WIDE
-    assert decide(due(1000), Load(arrival_rate=49, interference=1.1)).width == MIDDLE
+    assert decide(due(1000, 2), Load(arrival_rate=49)).width == WIDE
+    assert decide(due(1000, 2), Load(arrival_rate=49, interference=1.1)).width == MIDDLE
 
 
 @pytest.mark.parametrize("delay", ["hop_s", "respond_s"])
@@ -168,14 +174,15 @@ def test_a_batch_leaves_its_head_the_time_around_the_engine(delay: str) -> None:
     assert (decision.width, decision.batch) == (NARROW, (0,))
 
 
-def test_an_answer_that_takes_long_to_send_is_shed_in_time() -> None:
-    assert decide(due(12), Load(respond_s=0.001)).batch == (0,)
-    assert decide(due(12), Load(respond_s=0.003)).shed == {0}
+@pytest.mark.parametrize("delay", ["hop_s", "respond_s"])
+def test_an_image_that_the_time_around_the_engine_makes_late_is_shed(delay: str) -> None:
+    assert decide(due(12), replace(IDLE, **{delay: 0.001})).batch == (0,)
+    assert decide(due(12), replace(IDLE, **{delay: 0.003})).shed == {0}
 
 
 def test_each_batch_of_the_stream_pays_its_hop() -> None:
-    assert decide(due(1000), Load(arrival_rate=49, hop_s=0.001)).width == WIDE  # 49 x (16 + 1 / 4) ms < 0.8
-    assert decide(due(1000), Load(arrival_rate=49, hop_s=0.002)).width == MIDDLE  # 49 x (16 + 2 / 4) ms > 0.8
+    assert decide(due(1000, 2), Load(arrival_rate=49, hop_s=0.001)).width == WIDE  # 49 x (16 + 1 / 4) ms < 0.8
+    assert decide(due(1000, 2), Load(arrival_rate=49, hop_s=0.002)).width == MIDDLE  # 49 x (16 + 2 / 4) ms > 0.8
 
 
 # -- who is in the batch
@@ -228,8 +235,16 @@ def test_a_head_that_no_other_shares_its_width_with_does_not_starve(widths: tupl
     assert (decision.width, decision.batch) == (widths[0], (0,))
 
 
+def test_nobody_loses_accuracy_by_joining_a_narrower_batch() -> None:
+    queue = due(900, widths=(NARROW,)) + due(1000) + due(1000, widths=(NARROW,))
+    assert (decide(queue).width, decide(queue).batch) == (NARROW, (0, 2))
+    assert decide(queue[1:2]).width == WIDE
+    busy = Load(arrival_rate=500)
+    assert (decide(queue, busy).width, decide(queue, busy).batch) == (NARROW, (0, 1, 2)), "where all are narrow anyway"
+
+
 def test_a_floor_holds_under_any_load() -> None:
-    floor = due(1000, widths=(MIDDLE, WIDE))
+    floor = due(1000, 2, widths=(MIDDLE, WIDE))
     assert [decide(floor, Load(arrival_rate=rate)).width for rate in (0, 60, 500)] == [WIDE, MIDDLE, MIDDLE]
     assert decide(due(15, widths=(MIDDLE, WIDE))).shed == {0}, "not served below its floor"
 
@@ -303,6 +318,14 @@ def test_a_fixed_width_is_the_same_under_any_load(width: Width) -> None:
     for load in (IDLE, Load(arrival_rate=500), Load(interference=3.0)):
         decision = Fixed(width)(due(1000, 9), load, PROFILE, 0.0)
         assert (decision.width, decision.batch) == (width, (0, 1, 2, 3))
+
+
+def test_a_fixed_width_is_kept_though_it_is_dominated() -> None:
+    profile = LatencyProfile({NARROW: 0.5, WIDE: 0.5}, 1)
+    profile.record(NARROW, 1, [0.010])
+    profile.record(WIDE, 1, [0.040])
+    assert profile.dominated == {WIDE}
+    assert Fixed(WIDE)(due(1000), IDLE, profile, 0.0).width == WIDE
 
 
 def test_a_fixed_width_keeps_its_batches_in_time() -> None:

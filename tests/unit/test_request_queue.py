@@ -137,7 +137,7 @@ def finishes(waiting: Callable[[RequestQueue], Coroutine[Any, Any, None]]) -> bo
 def test_waiting_ends_at_once_where_somebody_waits() -> None:
     async def scenario() -> None:
         queue, _ = filled(1.0)
-        await asyncio.wait_for(queue.wait(), 1)
+        await asyncio.wait_for(queue.wait(), 60)
 
     asyncio.run(scenario())
 
@@ -158,6 +158,6 @@ def test_waiting_goes_on_when_all_have_left_again() -> None:
         await tick()
         assert not task.done()
         queue.put(job(2.0))
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 60)
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ import pytest
 from scala_model.width import Width
 from server import serve_loop
 from server.admission import Admission
-from server.errors import RequestError, Shed, Unavailable
+from server.errors import EngineFailed, RequestError, Shed, Unavailable
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -128,7 +128,7 @@ def test_what_happened_is_recorded() -> None:
         assert bench.sample("scala_width_selected_total", width="1") == 3
         assert bench.sample("scala_batch_size_sum") == 3
         assert bench.sample("scala_batch_size_count") == 1
-        assert bench.monitor.interference(clock.now) == pytest.approx(1.15)
+        assert bench.monitor.interference(clock.now) == pytest.approx(1.5)
         assert bench.monitor.prediction_error == pytest.approx(1.05)
         assert bench.profile.p50(WIDE, 4) == pytest.approx(0.100), "one slow batch is not what the machine can do"
 
@@ -220,7 +220,7 @@ def test_an_error_of_the_engine_fails_its_batch_and_no_other() -> None:
         bench.engine.seconds = seconds
         serving = asyncio.create_task(bench.loop.serve())
         done = await outcomes([bench.put(image) for image in (1, 2, 3, 4, 5, 6, 7, 8)])
-        assert [type(outcome) for outcome in done] == [RuntimeError] * 4 + [Answer] * 4
+        assert [type(outcome) for outcome in done] == [EngineFailed] * 4 + [Answer] * 4
         assert bench.lifecycle.failed is None
         assert not serving.done()
 
@@ -237,7 +237,7 @@ def test_three_errors_in_a_row_fail_the_server_and_tell_everyone() -> None:
         bench.engine.seconds = seconds
         serving = asyncio.create_task(bench.loop.serve())
         done = await outcomes([bench.put(image) for image in range(1, 21)])
-        assert [type(outcome) for outcome in done] == [RuntimeError] * 12 + [Unavailable] * 8
+        assert [type(outcome) for outcome in done] == [EngineFailed] * 12 + [Unavailable] * 8
         assert len(bench.engine.served) == 3
         with pytest.raises(EngineHung):
             await serving
@@ -259,7 +259,7 @@ def test_errors_that_are_not_in_a_row_are_forgiven() -> None:
         bench.engine.seconds = seconds
         serving = asyncio.create_task(bench.loop.serve())
         done = await outcomes([bench.put(image) for image in range(1, 41)])
-        assert [type(outcome) for outcome in done[:12]] == [RuntimeError] * 8 + [Answer] * 4
+        assert [type(outcome) for outcome in done[:12]] == [EngineFailed] * 8 + [Answer] * 4
         assert bench.lifecycle.failed is None
         assert not serving.done()
 
@@ -307,13 +307,35 @@ def test_the_narrowest_and_the_widest_are_warmed_first_and_then_the_server_has_s
         cells = list(dict.fromkeys(started))
         assert cells[:2] == [(NARROW, 1, False), (WIDE, 1, False)]
         assert {cell[2] for cell in cells[2:]} == {True}
-        assert [batch for _, batch, _ in cells[2:]] == [1, 2, 2, 2, 4, 4, 4], "small batches first"
+        for width in WIDTHS:
+            assert [batch for which, batch, _ in cells if which == width] == [1, 2, 4], "small batches first"
         for width in WIDTHS:
             assert bench.profile.warmed(width) == (1, 2, 4)
             assert [bench.profile.p99(width, batch) for batch in (1, 2, 4)] == [
                 pytest.approx(usual_seconds(width, [0] * batch)) for batch in (1, 2, 4)
             ]
         assert bench.sample("scala_batch_size_count") == 0, "the warm-up is no traffic"
+
+    run(scenario)
+
+
+def test_a_batch_that_the_device_cannot_hold_leaves_the_smaller_ones() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+
+        def seconds(width: Width, images: list[int]) -> float:
+            if width == WIDE and len(images) > 2:
+                raise MemoryError
+            return usual_seconds(width, images)
+
+        bench.engine.seconds = seconds
+        await bench.loop.start()
+        assert [bench.profile.max_batch(width) for width in WIDTHS] == [4, 4, 2]
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        done = await outcomes([bench.put(image, widths=(WIDE,)) for image in (1, 2, 3)])
+        assert [type(outcome) for outcome in done] == [Answer] * 3
+        assert bench.engine.served == [(WIDE, [1, 2]), (WIDE, [3])]
+        assert bench.lifecycle.failed is None
 
     run(scenario)
 
@@ -385,7 +407,7 @@ def test_an_engine_that_cannot_be_loaded_never_starts() -> None:
     run(scenario)
 
 
-def test_an_engine_that_hangs_while_it_is_warmed_never_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_hangs_while_it_is_warmed_never_starts() -> None:
     async def scenario(clock: Clock) -> None:
         bench = Bench(clock, cold=True)
         bench.engine.seconds = lambda width, images: math.inf
@@ -401,6 +423,7 @@ def test_an_engine_that_hangs_while_it_is_warmed_never_starts(monkeypatch: pytes
 
 def test_the_engine_runs_on_one_thread_that_is_not_the_event_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_loop, "CALIBRATION_RUNS", 1)
+    monkeypatch.setattr(serve_loop, "MIN_HANG_S", 60.0)  # in real time, on a machine that may be busy
     threads: set[int] = set()
 
     async def scenario() -> None:
