@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import io
 import json
-import multiprocessing
 import os
 import random
 import socket
@@ -43,6 +42,7 @@ from scala_model.preprocess import to_pixels
 
 NUM_PHOTOS = 200
 BURST_S, STEADY_S = 5.0, 4.0
+BURN = "import sys, time; end = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
 
 
 def main() -> None:
@@ -102,17 +102,13 @@ async def neighbour(client: Client, photos: Sequence[bytes], capacity: float) ->
     budget, rate = {"X-Latency-Budget-Ms": "100"}, 0.6 * capacity
     alone = await open_loop(client, photos, budget, poisson(rate, STEADY_S))
     ratio_alone = await gauge(client, "scala_interference_ratio")
-    burners = [
-        multiprocessing.Process(target=burn, args=(2 * STEADY_S,), daemon=True) for _ in range(os.cpu_count() or 1)
-    ]
-    for burner in burners:
-        burner.start()
+    burners = [subprocess.Popen([sys.executable, "-c", BURN, str(2 * STEADY_S)]) for _ in range(os.cpu_count() or 1)]
     await asyncio.sleep(0.5)
     beside = await open_loop(client, photos, budget, poisson(rate, STEADY_S))
     ratio_beside = await gauge(client, "scala_interference_ratio")
     for burner in burners:
-        burner.terminate()
-        burner.join()
+        burner.kill()
+        burner.wait()
     return {
         "alone": show(f"{rate:.0f}/s, alone", alone) | {"interference_ratio": ratio_alone},
         "beside": show(f"{rate:.0f}/s, beside {len(burners)} CPU burners", beside)
@@ -199,12 +195,6 @@ def poisson(rate: float, seconds: float) -> list[float]:
 
 def percentile(values: Sequence[float], q: int) -> float | None:
     return round(sorted(values)[int(q / 100 * (len(values) - 1))], 2) if values else None
-
-
-def burn(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pass
 
 
 if __name__ == "__main__":

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scala_model.preprocess import Preprocessing
 
 
+class Normalise(nn.Module):
+    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S) with the mean and deviation of a specification."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(spec.mean) * 255)
+        self.register_buffer("std", torch.tensor(spec.std) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+
+
 def normalise(pixels: Tensor, spec: Preprocessing) -> Tensor:
-    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S) with the mean and deviation of the specification."""
-    mean = torch.tensor(spec.mean, device=pixels.device) * 255
-    std = torch.tensor(spec.std, device=pixels.device) * 255
-    return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
+    """The same as a function, on the device of ``pixels``."""
+    normalised: Tensor = Normalise(spec).to(pixels.device)(pixels)
+    return normalised

@@ -110,6 +110,7 @@ def run(settings: Settings) -> NoReturn:
         proxy_headers=False,
         server_header=False,
         log_config=None,
+        timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
         timeout_graceful_shutdown=2,
     )
     server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)

@@ -32,6 +32,12 @@ class RequestQueue:
             self._arrived.clear()
             await self._arrived.wait()
 
+    def postpone_overdue(self, now: float) -> None:
+        """Order by ``deadline`` whoever missed his ``order_by``: late already, he must not make others late."""
+        while self._jobs and self._jobs[0][0] <= now < self._jobs[0][2].terms.deadline:
+            _, number, job = self._jobs.pop(0)
+            insort(self._jobs, (job.terms.deadline, number, job))
+
     def view(self) -> list[Waiting]:
         """The queue as policies see it; positions index ``take``."""
         return [job.waiting for _, _, job in self._jobs]

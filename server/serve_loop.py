@@ -59,9 +59,9 @@ class ServeLoop:
     async def serve(self) -> None:
         while True:
             await self._queue.wait()
-            decision = self._policy(
-                self._queue.view(), self._monitor.load(time.monotonic()), self._profile, time.monotonic()
-            )
+            now = time.monotonic()
+            self._queue.postpone_overdue(now)
+            decision = self._policy(self._queue.view(), self._monitor.load(now), self._profile, now)
             jobs, refused = self._take(decision)
             for job in refused:
                 _settle(job, self._admission.shed("Even the narrowest width would be late"))
@@ -182,7 +182,10 @@ class ServeLoop:
 
 def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
     started = time.monotonic()
-    return engine.run(pixels, width), started, time.monotonic()
+    probabilities = engine.run(pixels, width)
+    if len(probabilities) != len(pixels):
+        raise RuntimeError(f"the engine returned {len(probabilities)} rows for {len(pixels)} images")
+    return probabilities, started, time.monotonic()
 
 
 def _settle(job: Job, outcome: Answer | RequestError) -> None:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scala_model.checkpoint import Checkpoint, build_model
-from scala_model.normalise import normalise
-from scala_model.preprocess import Preprocessing
+from scala_model.normalise import Normalise
 from scala_model.subnet import DenseViT
 from scala_model.width import Width
 from server.types import Probabilities
@@ -38,7 +37,8 @@ class TorchEngine:
         self._networks = {width: self._network(model.subnet(width)) for width in model.config.widths}
 
     def _network(self, subnet: DenseViT) -> Callable[[torch.Tensor], torch.Tensor]:
-        network = _FromPixels(subnet, self._checkpoint.preprocessing).to(self._device).eval()
+        layers = [Normalise(self._checkpoint.preprocessing), subnet, nn.Softmax(-1)]
+        network = nn.Sequential(*layers).to(self._device).eval()
         if self._device.type != "cpu":
             return network
         size = subnet.config.image_size
@@ -58,15 +58,3 @@ class TorchEngine:
 
     def close(self) -> None:
         self._networks.clear()
-
-
-class _FromPixels(nn.Module):
-    """uint8 (B, S, S, 3) -> probabilities float32 (B, classes)."""
-
-    def __init__(self, subnet: DenseViT, spec: Preprocessing) -> None:
-        super().__init__()
-        self.subnet, self.spec = subnet, spec
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        probabilities: torch.Tensor = self.subnet(normalise(pixels, self.spec)).softmax(-1)
-        return probabilities

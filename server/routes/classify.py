@@ -18,7 +18,7 @@ from starlette.types import Receive
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed
+from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.services import Services
@@ -37,6 +37,7 @@ async def classify(request: Request) -> Response:
     services.lifecycle.check_serving()
     terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
+    images: list[bytes] = []
     jobs: list[Job] = []
     client = Client(request.receive)
     try:
@@ -54,8 +55,10 @@ async def classify(request: Request) -> Response:
         raise
     except (TimeoutError, ClientDisconnect) as error:
         if client.gone or isinstance(error, ClientDisconnect):
-            services.metrics.cancelled_before_dispatch.inc(sum(not job.dispatched for job in jobs))
+            services.metrics.cancelled_before_dispatch.inc(len(images) - sum(job.dispatched for job in jobs))
             raise Gone("The client left before its answer was ready.") from None
+        if not jobs:
+            services.arrived(terms)
         raise Expired(f"The deadline passed after {1000 * (terms.deadline - terms.arrival):g} ms.") from None
     if single and isinstance(outcomes[0], Exception):
         raise outcomes[0]
@@ -122,7 +125,8 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bo
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise BadRequest(f"The multipart body cannot be read: {error.message}") from None
+        kind = TooLarge if error.message.startswith("Too many files") else BadRequest
+        raise kind(f"The multipart body cannot be read: {error.message}") from None
     try:
         files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
         if not files:

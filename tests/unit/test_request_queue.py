@@ -161,3 +161,21 @@ def test_waiting_goes_on_when_all_have_left_again() -> None:
         await asyncio.wait_for(task, 60)
 
     asyncio.run(scenario())
+
+
+def test_who_is_late_already_makes_nobody_else_late() -> None:
+    """Images without a budget may be late: past their place in the queue, they go behind earlier deadlines."""
+
+    async def scenario() -> None:
+        queue = RequestQueue()
+        patient, urgent, later = job(1.0, deadline=10.0), job(2.0, deadline=2.0), job(11.0, deadline=11.0)
+        for each in (patient, urgent, later):
+            queue.put(each)
+        queue.postpone_overdue(0.9)
+        assert queue.take([0]) == [patient]
+        queue.put(patient)
+        queue.postpone_overdue(1.0)
+        assert (queue.ahead_of(2.0), len(queue)) == (1, 3)
+        assert queue.take(range(3)) == [urgent, patient, later]
+
+    asyncio.run(scenario())
