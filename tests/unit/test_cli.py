@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -188,9 +188,9 @@ def test_serve_hands_its_flags_to_the_settings_and_leaves_with_the_servers_code(
 ) -> None:
     served: list[Settings] = []
 
-    def fake(settings: Settings) -> int:
+    def fake(settings: Settings) -> NoReturn:
         served.append(settings)
-        return 70
+        raise SystemExit(70)
 
     monkeypatch.setattr(server.lifecycle, "run", fake)
     monkeypatch.setenv("SCALA_MAX_QUEUE", "32")
