@@ -23,7 +23,7 @@ from server.policies import Policy
 from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Probabilities
 
-MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 0.5  # of a cell; a slow one is refined by traffic
+MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell; a slow one is refined by traffic
 MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
 RESTARTING = "The engine failed and the server is restarting; try again in a second."
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
