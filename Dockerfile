@@ -10,7 +10,7 @@ COPY constraints.txt ./
 RUN /opt/scala/bin/pip install --no-deps --index-url https://download.pytorch.org/whl/cpu \
     "$(grep '^torch==' constraints.txt)"
 
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY scala_model scala_model
 COPY server server
 COPY checkpoints/scala-xs-tiny-imagenet checkpoints/scala-xs-tiny-imagenet

@@ -34,7 +34,7 @@ class Recipe:
 
 
 # scala-serve train scala-xs-tiny-imagenet --data DIR
-# Two CPU cores with AVX512-BF16, about 300 images/s: some 90 minutes.
+# Two CPU cores with AVX512-BF16, 260 to 300 images/s: 95 minutes. Top-1: 20.5, 25.6, 26.7, 27.1 % (2026-11-22).
 XS = Recipe(
     config=ScalaConfig(
         image_size=48,
