@@ -42,7 +42,9 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
     """The problem object of any exception; a bug shows none of its internals."""
     if isinstance(error, errors.RequestError):
         kind = type(error)
-        content = _content(re.sub(r"\B(?=[A-Z])", "-", kind.__name__).lower(), TITLES[kind], STATUSES[kind], error.detail, request_id)
+        content = _content(
+            re.sub(r"\B(?=[A-Z])", "-", kind.__name__).lower(), TITLES[kind], STATUSES[kind], error.detail, request_id
+        )
         return {**content, **error.extra}
     if isinstance(error, HTTPException):
         title = HTTPStatus(error.status_code).phrase
