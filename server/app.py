@@ -67,6 +67,7 @@ def assemble(
         max_images=settings.max_queue,
         max_body_bytes=settings.max_body_bytes,
     )
+    num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,
         checkpoint=checkpoint,
@@ -80,7 +81,8 @@ def assemble(
             engine, policy, queue, profile, monitor, admission, lifecycle, metrics, checkpoint.config.image_size
         ),
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
-        decoders=ThreadPoolExecutor(max(1, int(machine.cpus)), thread_name_prefix="decode"),
+        decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
+        decoder_turns=asyncio.Semaphore(num_decoders),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EX_SOFTWARE = 70
 FAREWELL_S = 0.5
+SHUTDOWN_S = 1.3  # what uvicorn may take to close its connections
 # How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
 # image, and Python's 5 ms would each time be the most of a tight budget.
 SWITCH_INTERVAL_S = 0.0002
@@ -86,7 +87,7 @@ class Server(uvicorn.Server):
     async def _leave(self) -> None:
         await asyncio.sleep(min(self._grace_s, self._timeout_s))
         self._lifecycle.refusing = True
-        deadline = asyncio.get_running_loop().time() + max(0.0, self._timeout_s - self._grace_s)
+        deadline = asyncio.get_running_loop().time() + max(0.0, self._timeout_s - self._grace_s - SHUTDOWN_S)
         while self._lifecycle.in_flight and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         self.should_exit = True
@@ -111,11 +112,16 @@ def run(settings: Settings) -> NoReturn:
         server_header=False,
         log_config=None,
         timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=1,
     )
     server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
-    server.run()
-    code = EX_SOFTWARE if services.lifecycle.failed is not None else 0 if server.started else 1
+    code = 0
+    try:
+        server.run()
+    except SystemExit as error:  # it could not listen, and has said why
+        code = error.code if isinstance(error.code, int) else 1
+    if services.lifecycle.failed is not None:
+        code = EX_SOFTWARE
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # an engine or a decoder that is still at work would keep the interpreter from ending

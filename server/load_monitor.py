@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-from server.types import Load
+from server.types import SMALL_BYTES, Load
 
 ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
@@ -16,7 +16,6 @@ EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch run
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
 INTERFERENCE_WEIGHT, MAX_WEIGHT = 0.15, 0.5  # of one batch: when others are recent, and at most
 SMOOTHING = 0.05
-SMALL_BODY_BYTES = 32 * 1024
 
 
 @dataclass(slots=True)
@@ -111,11 +110,15 @@ class LoadMonitor:
 
     def interference(self, now: float) -> float:
         """Observed over profiled latency, never below 1: where batches turn out faster, the profile follows them."""
-        return max(self._learned(now), self.contention)
+        return max(self.slowdown(now), self.contention)
+
+    def slowdown(self, now: float) -> float:
+        """The part of it that batches have shown, without what the machine's load only suggests. At least 1."""
+        return max(1.0, self._learned(now))
 
     def decode(self, num_bytes: int) -> Allowance:
         """What is known of decoding bodies of this size."""
-        return self.small if num_bytes <= SMALL_BODY_BYTES else self.large
+        return self.small if num_bytes <= SMALL_BYTES else self.large
 
     def load(self, now: float) -> Load:
         return Load(self.arrivals.value(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))

@@ -1,4 +1,4 @@
-"""The server's metrics in one registry of its own. Seconds, bytes and ratios; names as in docs/architecture.md."""
+"""The server's metrics in one registry of its own. Seconds, bytes and ratios."""
 
 from __future__ import annotations
 

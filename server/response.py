@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from server.errors import Shed
 from server.routes.problem import problem
 from server.services import Services
 from server.types import Terms, Timed
@@ -37,7 +36,7 @@ def classifications(
     answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
     services.answered(answers)
     if not answers:
-        state["outcome"] = "shed" if all(isinstance(outcome, Shed) for outcome in outcomes) else None
+        state["outcome"], frame["budget_met"], met = None, False, "false"
     widths = sorted({timed.answer.width for timed in answers})
     state["width"] = str(widths[0]) if len(widths) == 1 else ""
     results = [

@@ -1,4 +1,4 @@
-"""What the HTTP API answers, for OpenAPI and for readers; the shapes of docs/architecture.md's contract."""
+"""What the HTTP API answers, for OpenAPI and for readers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ class ModelWidth(BaseModel):
     accuracy_ci95: tuple[float, float] | None
     parameters: int
     macs: int
-    dominated: bool = Field(description="Another width is as accurate and no slower here: this one is never chosen")
+    dominated: bool = Field(
+        description="Another width is as accurate and no slower here: only a pin or a floor chooses this one"
+    )
     latency_ms: dict[str, Latency] = Field(description="By batch size; a size appears once it is warmed")
 
 

@@ -24,6 +24,7 @@ from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Probabilities
 
 MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell; a slow one is refined by traffic
+FIRST_RUN_S = 6.0  # a cell's first run may compile or allocate: it is given ten times as long
 MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
 RESTARTING = "The engine failed and the server is restarting; try again in a second."
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
@@ -116,7 +117,7 @@ class ServeLoop:
         profiled_s = self._profile.p50(decision.width, len(jobs))
         self._admission.device_free_at = started + decision.predicted_s + self._monitor.hop.value_s(started)
         try:
-            probabilities, ran_from, ran_until = await self._on_device(
+            probabilities, handed_over, ran_from, ran_until = await self._on_device(
                 np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s
             )
         except EngineHung as error:
@@ -130,7 +131,7 @@ class ServeLoop:
                 self._fail((), f"{MAX_FAILURES} batches in a row raised {type(error).__name__}")
         else:
             self._failures = 0
-            hop_s = time.monotonic() - started - (ran_until - ran_from)
+            hop_s = time.monotonic() - handed_over - (ran_until - ran_from)
             self._record(jobs, decision, ran_until - ran_from, hop_s, profiled_s)
             for job, row in zip(jobs, probabilities, strict=True):
                 answer = Answer(
@@ -142,31 +143,34 @@ class ServeLoop:
 
     async def _on_device(
         self, pixels: NDArray[np.uint8], width: Width, predicted_s: float
-    ) -> tuple[Probabilities, float, float]:
-        """Run on the engine's thread; the result and when it began and ended there. Raises EngineHung."""
+    ) -> tuple[Probabilities, float, float, float]:
+        """Run on the engine's thread; the result, and when it was handed over, began and ended. Raises EngineHung."""
         async with self._turn:  # so that the wait for a calibration run is not taken for a hang
+            handed_over = time.monotonic()
             future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
             try:
                 async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
-                    return await asyncio.shield(future)
+                    probabilities, ran_from, ran_until = await asyncio.shield(future)
+                    return probabilities, handed_over, ran_from, ran_until
             except TimeoutError:
                 raise EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s") from None
 
     async def _calibrate(self, width: Width, batch: int) -> None:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
         pixels = np.zeros((batch, *self._image_shape), np.uint8)
-        await self._on_device(pixels, width, 60.0)
+        _, _, started, ended = await self._on_device(pixels, width, FIRST_RUN_S)
         seconds: list[float] = []
         while len(seconds) < MIN_CALIBRATION_RUNS or (len(seconds) < CALIBRATION_RUNS and sum(seconds) < CALIBRATION_S):
             await asyncio.sleep(0)
-            _, started, ended = await self._on_device(pixels, width, 60.0)
+            self._admission.device_free_at = time.monotonic() + ended - started
+            _, _, started, ended = await self._on_device(pixels, width, ended - started)
             seconds.append(ended - started)
         self._profile.record(width, batch, seconds)
 
     def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
         now = time.monotonic()
         self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, now)
-        self._profile.record(decision.width, len(jobs), [seconds / self._monitor.interference(now)])
+        self._profile.record(decision.width, len(jobs), [seconds / self._monitor.slowdown(now)])
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 

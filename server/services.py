@@ -37,6 +37,7 @@ class Services:
     serve_loop: ServeLoop
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
+    decoder_turns: asyncio.Semaphore
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
 
@@ -54,11 +55,22 @@ class Services:
             self.monitor.decode(len(encoded)).observe(now - started, now)
 
     async def _decode_in_pool(self, encoded: bytes) -> Pixels:
+        """A body waits here for a decoder, not in the pool, which would keep it when its request has long expired."""
         self.admission.preparing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, encoded)
-        finally:
+            await self.decoder_turns.acquire()
+        except BaseException:
             self.admission.preparing -= 1
+            raise
+        future = asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, encoded)
+        future.add_done_callback(self._decoder_is_free)
+        return await asyncio.shield(future)  # a thread cannot be stopped: its turn ends when it does
+
+    def _decoder_is_free(self, future: asyncio.Future[Pixels]) -> None:
+        self.admission.preparing -= 1
+        self.decoder_turns.release()
+        if not future.cancelled():
+            future.exception()  # seen, even if nobody waits for it any more
 
     def arrived(self, terms: Terms) -> None:
         """An image of a well-formed request came in; a pinned width counts with its own share of device time."""

@@ -113,7 +113,7 @@ class Settings(BaseModel):
     max_batch: Annotated[int, _whole(1, 4096)] | None = None
     """Images that a batch may have; by default 16 on a CPU and 256 on a GPU."""
     max_queue: Annotated[int, _whole(1, 65_536)] = 256
-    """Images that may wait for the network."""
+    """Images that may be inside at once: decoded, waiting or run."""
 
     drain_grace_s: Annotated[float, _number(0, 3600)] = 5.0
     """Seconds after SIGTERM for which new requests are still served."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scala_model.width import Width
 
+SMALL_BYTES = 32 * 1024  # an encoded image of at most so many may be decoded in place
 Pixels = NDArray[np.uint8]  # (image_size, image_size, 3)
 Probabilities = NDArray[np.float32]  # (B, classes)
 

@@ -18,7 +18,7 @@ from starlette.types import Receive
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge
+from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge, Unavailable
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.services import Services
@@ -60,8 +60,9 @@ async def classify(request: Request) -> Response:
         if not jobs:
             services.arrived(terms)
         raise Expired(f"The deadline passed after {1000 * (terms.deadline - terms.arrival):g} ms.") from None
-    if single and isinstance(outcomes[0], Exception):
-        raise outcomes[0]
+    first = outcomes[0]
+    if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
+        raise first
     respond = classification if single else classifications
     return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 

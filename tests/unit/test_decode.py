@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from scala_model.preprocess import Preprocessing, to_pixels
 from server import decode
@@ -491,3 +491,38 @@ def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, re
     ImageDecoder(SPEC, MAX_PIXELS)
     only_contract_errors(decoder, iter([SAMPLES["TIFF"][:40], gif(11000, 11000), png(11000, 11000)]))
     assert not recwarn.list
+
+
+def photo_with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((320, 320)).save(buffer, "JPEG", progressive=True)
+    body = buffer.getvalue()
+    last = body.rindex(b"\xff\xda")
+    return body[:last] + body[last:-2] * count + body[-2:]
+
+
+def test_a_jpeg_that_goes_over_its_pixels_without_end_is_refused() -> None:
+    decode = ImageDecoder(Preprocessing(48), 50_000_000)
+    assert decode(photo_with_scans(20)).shape == (48, 48, 3)
+    with pytest.raises(BrokenImage):
+        decode(photo_with_scans(2000))
+
+
+def test_a_film_behind_a_photo_is_no_part_of_it() -> None:
+    decode = ImageDecoder(Preprocessing(48), 50_000_000)
+    film = b"\xff\xda\x00\x00" * 100_000
+    assert decode(photo_with_scans(1) + film).shape == (48, 48, 3)
+
+
+def test_only_what_is_surely_quick_is_decoded_in_place() -> None:
+    decode = ImageDecoder(Preprocessing(48), 50_000_000)
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    assert decode.if_small(buffer.getvalue()) is not None
+    assert decode.if_small(photo_with_scans(1)) is None, "several scans"
+    buffer = io.BytesIO()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("a", "b" * 100_000, zip=True)
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=text)
+    assert decode.if_small(buffer.getvalue()) is None, "compressed metadata"

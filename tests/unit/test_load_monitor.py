@@ -267,3 +267,13 @@ def test_the_prediction_error_and_the_busy_share_follow_the_batches() -> None:
         monitor.ran(0.005, 0.0, 0.005, 0.010, NOW + k / 100)
     assert monitor.prediction_error == pytest.approx(0.5)
     assert monitor.busy.value(NOW + 20) == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_mere_suggestion_of_contention_is_no_evidence_of_a_slow_down() -> None:
+    """Batches at their usual speed beside busy neighbours: predictions are careful, measurements are left alone."""
+    monitor = LoadMonitor()
+    monitor.see_machine(3, 1, 2)
+    for step in range(100):
+        monitor.ran(0.004, 0.0, 0.004, 0.004, step * 0.01)
+    assert monitor.interference(1.0) == pytest.approx(2.0)
+    assert monitor.slowdown(1.0) == pytest.approx(1.0)
