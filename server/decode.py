@@ -37,7 +37,7 @@ MEDIA_TYPES = tuple(media_type for name in IMAGE_FORMATS for media_type in _MEDI
 _SNIFFED = ("", "application/octet-stream", "image/*", "application/x-www-form-urlencoded")
 _MAGIC_BYTES = 16  # as many as Pillow looks at
 
-SMALL_PIXELS = 256 * 256  # with SMALL_BYTES, decoded in 0.1 to 0.7 ms
+SMALL_PIXELS = 256 * 256  # with SMALL_BYTES, decoded in about a millisecond at most
 
 # Each scan of a progressive JPEG goes over all pixels again, for as little as 75 bytes. Encoders write about ten.
 MAX_SCANS = 100
