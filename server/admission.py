@@ -1,7 +1,7 @@
 """Who may come in. Everything is bounded here, before a byte is decoded: images, bytes, and predicted lateness.
 
-An image that is let in is counted until it is answered, so the work of the decoders is part of the queue and cannot
-hide in waiting coroutines.
+An image is counted from the moment its body is in until it is answered, so the work of the decoders is part of the
+queue and cannot hide in waiting coroutines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Permit:
 
 
 class Admission:
-    """Bounds and predictions for one server. ``images`` are inside: being read, decoded, queued or run."""
+    """Bounds and predictions for one server. ``images`` are inside: decoded, queued or run."""
 
     def __init__(
         self,
