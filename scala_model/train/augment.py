@@ -6,26 +6,63 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def random_resized_crop_and_flip(images: Tensor, size: int, min_area: float) -> Tensor:
-    """A random box of each image, resized to ``size`` (bilinear), mirrored half of the time.
+    """A random box of each image, resized to ``size``, mirrored half of the time.
 
     Float images (B, 3, R, R) -> (B, 3, size, size). The box covers ``min_area`` to 1 of the area, with aspect ratios
-    3/4 to 4/3 (Szegedy et al. 2015), one affine grid for the batch.
+    3/4 to 4/3 (Szegedy et al. 2015). Bicubic with antialiasing, like the preprocessing of evaluation and serving, so
+    values may leave the range of the input by a little.
     """
-    batch, device = len(images), images.device
+    batch, source, device = len(images), images.shape[-1], images.device
     area = torch.empty(batch, device=device).uniform_(min_area, 1.0)
     ratio = torch.empty(batch, device=device).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
-    half_w, half_h = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
-    shift_x = (torch.rand(batch, device=device) * 2 - 1) * (1 - half_w)
-    shift_y = (torch.rand(batch, device=device) * 2 - 1) * (1 - half_h)
-    mirror = torch.randint(0, 2, (batch,), device=device) * 2 - 1
-    zero = torch.zeros_like(half_w)
-    theta = torch.stack([half_w * mirror, zero, shift_x, zero, half_h, shift_y], dim=1).view(batch, 2, 3)
-    grid = F.affine_grid(theta, [batch, 3, size, size], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    width, height = (area * ratio).sqrt().clamp(max=1.0) * source, (area / ratio).sqrt().clamp(max=1.0) * source
+    left = torch.rand(batch, device=device) * (source - width)
+    top = torch.rand(batch, device=device) * (source - height)
+    mirror = torch.randint(0, 2, (batch,), device=device)
+    columns = resize_matrix(left + mirror * width, (1 - 2 * mirror) * width, source, size)
+    rows = resize_matrix(top, height, source, size)
+    return torch.einsum("byr,bcrs,bxs->bcyx", rows, images, columns)
+
+
+def resize_matrix(start: Tensor, length: Tensor, num_in: int, num_out: int) -> Tensor:
+    """(B, num_out, num_in): the weights with which ``num_in`` pixels in a row make up ``num_out`` that span a part.
+
+    The part starts at ``start`` (B, in pixels) and is ``length`` (B) long; it is mirrored where that is negative. The
+    filter is Pillow's: the cubic convolution of Keys 1981 (a = -0.5), stretched where the row shrinks.
+    """
+    scale = length[:, None, None] / num_out
+    centres = start[:, None, None] + (torch.arange(num_out, device=start.device)[:, None] + 0.5) * scale
+    pixels = torch.arange(num_in, device=start.device) + 0.5
+    x = ((pixels - centres) / scale.abs().clamp(min=1.0)).abs_().clamp_(max=2.0)
+    weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def random_erasing(images: Tensor, probability: float) -> Tensor:
+    """Noise in a random box of some images (Zhong et al. 2020, arXiv 1708.04896), each with ``probability``.
+
+    Normalised images (B, 3, S, S): every value in the box is drawn from N(0, 1), as in DeiT's recipe. A box covers 2 to
+    33 % of the area with aspect ratios 0.3 to 1 / 0.3; the rare side that would exceed the image is cut.
+    """
+    batch, size, device = len(images), images.shape[-1], images.device
+    area = torch.empty(batch, device=device).uniform_(0.02, 1 / 3)
+    ratio = torch.empty(batch, device=device).uniform_(math.log(0.3), -math.log(0.3)).exp()
+    erased = torch.rand(batch, device=device) < probability
+    columns = _random_spans((area * ratio).sqrt(), size)
+    rows = _random_spans((area / ratio).sqrt(), size)
+    box = (erased[:, None, None] & rows[:, :, None] & columns[:, None, :])[:, None]
+    return torch.where(box, torch.randn_like(images), images)
+
+
+def _random_spans(share: Tensor, size: int) -> Tensor:
+    """(B, size): true on a run of ``share`` (B) of ``size`` pixels, anywhere."""
+    length = (share * size).round().clamp(max=size)
+    start = (torch.rand_like(share) * (size - length + 1)).floor()[:, None]
+    pixels = torch.arange(size, device=share.device)
+    return (pixels >= start) & (pixels < start + length[:, None])
 
 
 def soft_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -44,7 +81,7 @@ def mix(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[T
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     others, other_targets = images.flip(0), targets.flip(0)
     if kind == "mixup":
-        images = images * share + others * (1 - share)
+        images = others.lerp(images, share)
     else:
         images, share = _cut(images, others, share)
     return images, targets * share + other_targets * (1 - share)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
-from scala_model.train.augment import mix, random_resized_crop_and_flip, soft_labels
+from scala_model.train.augment import mix, random_erasing, random_resized_crop_and_flip, resize_matrix, soft_labels
 
 
 def test_normalises_each_channel() -> None:
@@ -37,20 +39,20 @@ def boxes(count: int = 400, size: int = 64, to: int = 48, min_area: float = 0.35
     torch.manual_seed(0)
     crops = random_resized_crop_and_flip(coordinates(count, size), to, min_area)
     assert crops.shape == (count, 3, to, to)
-    centre, last = to // 2, to // 2 + 1
+    first, last = to // 4, to - 1 - to // 4  # far from the borders and from each other
     edges = []
-    for channel, (first, second) in enumerate((((centre, centre), (centre, last)), ((centre, centre), (last, centre)))):
-        step = crops[:, channel, second[0], second[1]] - crops[:, channel, first[0], first[1]]
-        middle = crops[:, channel, first[0], first[1]] - step / 2  # to is even: the centre lies half a step before
+    for lines in (crops[:, 0, to // 2, :], crops[:, 1, :, to // 2]):
+        step, middle = (lines[:, last] - lines[:, first]) / (last - first), (lines[:, last] + lines[:, first]) / 2
         edges += [middle - step * to / 2, middle + step * to / 2]
     return torch.stack(edges, 1)
 
 
 def test_crops_keep_to_the_image_and_to_their_area_and_shape() -> None:
-    left, right, top, bottom = boxes().unbind(1)
+    edges = boxes()
+    left, right, top, bottom = edges.unbind(1)
     assert bool((bottom > top).all())  # never upside down
-    assert float(boxes().min()) > -1e-3
-    assert float(boxes().max()) < 1 + 1e-3
+    assert float(edges.min()) > -1e-3
+    assert float(edges.max()) < 1 + 1e-3
     width, height = (right - left).abs(), bottom - top
     area, shape = width * height, width / height
     assert 0.3 < float(area.min()) < 0.4  # a side that would exceed the image is cut, so slightly below 0.35 may come
@@ -85,6 +87,85 @@ def test_each_image_has_a_crop_of_its_own_that_the_seed_repeats() -> None:
 def test_an_even_image_stays_even() -> None:
     crops = random_resized_crop_and_flip(torch.full((8, 3, 16, 16), 0.7), 24, 0.2)
     torch.testing.assert_close(crops, torch.full((8, 3, 24, 24), 0.7))
+
+
+@pytest.mark.parametrize(("box", "to"), [((0, 0, 64, 64), 48), ((3.3, 10.6, 49.1, 50.2), 48), ((20.5, 1, 61, 40), 64)])
+def test_crops_are_resized_like_pillow_resizes_for_evaluation(box: tuple[float, ...], to: int) -> None:
+    pixels = np.random.default_rng(5).random((64, 64), np.float32)
+    left, top, right, bottom = box
+    expected = Image.fromarray(pixels).resize((to, to), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    columns = resize_matrix(torch.tensor([left]), torch.tensor([right - left]), 64, to)[0]
+    rows = resize_matrix(torch.tensor([top]), torch.tensor([bottom - top]), 64, to)[0]
+    resized = rows @ torch.from_numpy(pixels) @ columns.T
+    torch.testing.assert_close(resized, torch.from_numpy(np.array(expected)), atol=1e-4, rtol=0)
+
+
+def test_a_negative_length_mirrors() -> None:
+    forth = resize_matrix(torch.tensor([3.0]), torch.tensor([10.0]), 16, 8)
+    back = resize_matrix(torch.tensor([13.0]), torch.tensor([-10.0]), 16, 8)
+    torch.testing.assert_close(back, forth.flip(1))
+
+
+# -- erasing
+
+
+def erased(count: int, size: int, probability: float = 1.0) -> Tensor:
+    """What erasing made of images that are 7 everywhere: the noise, NaN where the images stayed."""
+    torch.manual_seed(0)
+    images = random_erasing(torch.full((count, 3, size, size), 7.0), probability)
+    return torch.where(images == 7.0, torch.nan, images)
+
+
+def test_erases_one_box_of_the_documented_area_and_shape() -> None:
+    changed = ~erased(500, 64).isnan()
+    assert torch.equal(changed.all(1), changed.any(1))  # all channels or none
+    height, width = changed[:, 0].any(2).sum(1), changed[:, 0].any(1).sum(1)
+    area, shape = height * width, width / height
+    assert torch.equal(changed[:, 0].sum((1, 2)), area)
+    assert 0.015 < float(area.min()) / 64**2 < 0.03  # a side is rounded to whole pixels
+    assert 0.32 < float(area.max()) / 64**2 < 0.35
+    assert float(area.float().mean()) / 64**2 == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
+    assert 0.27 < float(shape.min()) < 0.35
+    assert 2.9 < float(shape.max()) < 3.7
+    assert float(shape.log().mean()) == pytest.approx(0, abs=0.1)
+
+
+def test_erases_anywhere() -> None:
+    share = (~erased(2000, 16).isnan())[:, 0].float().mean(0)
+    assert float(share.min()) > 0.005  # corners lie in few boxes
+    torch.testing.assert_close(share, share.flip(0), atol=0.06, rtol=0)
+    torch.testing.assert_close(share, share.flip(1), atol=0.06, rtol=0)
+
+
+def test_erases_a_share_of_the_images() -> None:
+    images = (~erased(2000, 8, 0.25).isnan()).flatten(1).any(1)
+    assert float(images.float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert not bool((~erased(50, 8, 0.0).isnan()).any())
+
+
+def test_erased_pixels_are_independent_normal_noise() -> None:
+    noise = erased(200, 32)
+    values = noise[~noise.isnan()]
+    assert float(values.mean()) == pytest.approx(0, abs=0.02)
+    assert float(values.std()) == pytest.approx(1, abs=0.02)
+    assert len(set(values.tolist())) > 0.99 * len(values)
+
+
+def test_erasing_repeats_with_the_seed_and_leaves_the_batch_itself() -> None:
+    images = torch.zeros(8, 3, 16, 16)
+    torch.manual_seed(4)
+    first = random_erasing(images, 0.5)
+    torch.manual_seed(4)
+    assert torch.equal(random_erasing(images, 0.5), first)
+    assert not bool(images.any())
+
+
+def test_nothing_but_numbers_drawn_on_the_host_decides_what_runs() -> None:
+    """Tensors of the meta device have no values: whoever asked for one, and on a GPU waited for it, would raise."""
+    images = torch.empty(8, 3, 64, 64, device="meta")
+    crops = random_resized_crop_and_flip(images, 48, 0.35)
+    mixed, targets = mix(random_erasing(crops, 0.25), torch.empty(8, 10, device="meta"), 0.8, 1.0)
+    assert (mixed.shape, targets.shape) == ((8, 3, 48, 48), (8, 10))
 
 
 # -- labels
@@ -136,6 +217,12 @@ def test_mixup_blends_and_cutmix_pastes() -> None:
     assert len(values(mix(images, targets, 0.8, 0.0)[0][0])) == 1
     assert values(mix(images, targets, 0.0, 1.0)[0][0]) == {0.0, 3.0}
     assert {len(values(mix(images, targets, 0.8, 1.0)[0][0])) for _ in range(40)} == {1, 2}
+
+
+def test_half_of_the_batches_are_blended_and_half_are_pasted() -> None:
+    torch.manual_seed(2)
+    pasted = [values(mix(*batch(), 1.0, 1.0)[0][0]) <= {0.0, 3.0} for _ in range(300)]
+    assert sum(pasted) / len(pasted) == pytest.approx(0.5, abs=0.08)
 
 
 def test_cutmix_pastes_one_box() -> None:
