@@ -1,75 +1,275 @@
-"""Image sets held whole in memory as uint8, read from Parquet shards (columns ``image``, ``label``)."""
+"""Images to train and to measure on, decoded up front or while training goes on; ``layouts.py`` finds them.
+
+``decode_all`` keeps a whole split in memory as uint8, which is fastest; ``stream`` decodes each batch in worker
+processes, for what does not fit.
+"""
 
 from __future__ import annotations
 
 import io
+import multiprocessing
+import signal
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+import psutil
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from scala_model.preprocess import Preprocessing, to_pixels
+
+# A container's limit, as control groups of version 2 and 1 show it inside; psutil reports the host.
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CHUNK = 64  # images that a thread decodes at a time
+
+
+class Images(Protocol):
+    """What training and evaluation read."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N): on the CPU for a streamed set, beside the pixels for a resident one."""
+
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """uint8 (B, R, R, 3) on ``device`` for each tensor of indices (B), which may come from a generator."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``pixels`` uint8 (N, R, R, 3), ``labels`` int64 (N)."""
+    """Images in memory: ``pixels`` uint8 (N, R, R, 3), ``labels`` int64 (N)."""
 
     pixels: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> ImageSet:
+        return ImageSet(self.pixels.to(device), self.labels.to(device))
 
-def load_split(folder: Path, split: str, spec: Preprocessing) -> ImageSet:
-    """Decode every ``<split>-*.parquet`` of the folder to the size that ``spec`` names.
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """See ``Images``."""
+        for chosen in indices:
+            yield self.pixels[chosen.to(self.pixels.device)].to(device)
 
-    Raises ValueError when there is no such shard, or a shard has other columns or an image that does not decode.
+
+class Source(Protocol):
+    """Encoded images by number. Can be pickled, for any way to start a process."""
+
+    def name(self, index: int) -> str: ...
+    def read(self, index: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that stay on disk; their paths are in memory."""
+
+    paths: list[str]
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int) -> bytes:
+        return Path(self.paths[index]).read_bytes()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The encoded images of one Parquet file: row i is ``data`` from ``ends[i]`` to ``ends[i + 1]``."""
+
+    path: Path
+    data: Tensor
+    ends: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Encoded images in memory, a tensor a shard: every process that they are sent to sees the same memory.
+
+    ``starts`` holds the number of each shard's first image.
     """
-    shards = sorted(folder.glob(f"{split}-*.parquet"))
-    if not shards:
-        raise ValueError(f"no {split}-*.parquet in {folder}: give the folder that holds the Parquet shards")
-    pixels: list[Tensor] = []
-    labels: list[int] = []
-    with ThreadPoolExecutor() as pool:
-        for shard in shards:
-            encoded, shard_labels = _read(shard)
-            pixels.extend(pool.map(partial(_decode, spec, shard), range(len(encoded)), encoded))
-            labels.extend(shard_labels)
-    if not labels:
-        raise ValueError(f"the {split} shards in {folder} hold no images")
-    return ImageSet(torch.stack(pixels), torch.tensor(labels))
+
+    shards: list[Shard]
+    starts: list[int]
+
+    def name(self, index: int) -> str:
+        shard, row = self._find(index)
+        return f"{shard.path}: row {row}"
+
+    def read(self, index: int) -> bytes:
+        shard, row = self._find(index)
+        start, end = shard.ends[row : row + 2].tolist()
+        return shard.data[start:end].numpy().tobytes()
+
+    def _find(self, index: int) -> tuple[Shard, int]:
+        number = bisect_right(self.starts, index) - 1
+        return self.shards[number], index - self.starts[number]
 
 
-def _read(shard: Path) -> tuple[list[bytes], list[int]]:
-    table = pq.read_table(shard)
-    if missing := {"image", "label"} - set(table.column_names):
-        raise ValueError(f"{shard} lacks the column {', '.join(sorted(missing))}")
-    labels = table["label"]
-    if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise ValueError(f"{shard}: every label must be a whole number")
-    return table["image"].to_pylist(), labels.to_pylist()
+@dataclass(frozen=True)
+class EncodedSet:
+    """A split whose images are found but not decoded: ``labels`` int64 (N), ``classes`` as a model's card lists them.
+
+    ``num_skipped`` counts the files of a folder that are hidden or, by their suffix, no images.
+    """
+
+    labels: Tensor
+    classes: list[dict[str, object]]
+    source: Source = field(repr=False)
+    num_skipped: int = 0
+
+    def decode_all(self, spec: Preprocessing, progress: Callable[[int], None] | None = None) -> ImageSet:
+        """Every image, prepared as ``spec`` says, in threads. ``progress`` is told how many each of many steps did.
+
+        Raises ValueError that names the file, or shard and row, of an image that does not decode.
+        """
+        size, decoder = spec.image_size, _Decoder(self.source, spec)
+        pixels = torch.empty((len(self.labels), size, size, 3), dtype=torch.uint8)
+
+        def decode(chunk: range) -> int:
+            for index in chunk:
+                pixels[index] = torch.from_numpy(decoder.pixels(index))
+            return len(chunk)
+
+        chunks = [range(len(pixels))[start : start + _CHUNK] for start in range(0, len(pixels), _CHUNK)]
+        with _quiet_but_for_bombs(), ThreadPoolExecutor() as pool:
+            for num_images in pool.map(decode, chunks):  # which cancels the rest after an error or Ctrl-C
+                if progress is not None:
+                    progress(num_images)
+        return ImageSet(pixels, self.labels)
+
+    def stream(self, spec: Preprocessing, workers: int) -> StreamedSet:
+        """The same images, decoded batch by batch in ``workers`` processes, or in this one for 0.
+
+        Raises ValueError for a negative number of them.
+        """
+        if workers < 0:
+            raise ValueError(f"{workers} workers cannot decode: give a number of processes, or 0 to use this one")
+        return StreamedSet(self.labels, _Decoder(self.source, spec), workers)
 
 
-def _decode(spec: Preprocessing, shard: Path, row: int, encoded: bytes) -> Tensor:
+class _Decoder(Dataset[Tensor | str]):
+    """Runs in threads and in worker processes."""
+
+    def __init__(self, source: Source, spec: Preprocessing) -> None:
+        self.source, self.spec = source, spec
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """uint8 (R, R, 3). Raises ValueError that names the image."""
+        try:
+            with Image.open(io.BytesIO(self.source.read(index))) as image:
+                return to_pixels(image, self.spec)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            reason, _, _ = str(error).partition(",")  # what follows speaks of attacks
+            raise ValueError(f"{self.source.name(index)} is too large: {reason}: scale it down or remove it") from None
+        except Exception as error:  # Pillow's decoders raise a dozen kinds
+            # Pillow would name the object in memory that it read from
+            reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise ValueError(
+                f"{self.source.name(index)} is not an image that can be read ({reason}): repair or remove it"
+            ) from None
+
+    def __getitem__(self, indices: list[int]) -> Tensor | str:
+        """uint8 (B, R, R, 3), or what is wrong: an exception would arrive with the worker's traceback as its text."""
+        with _quiet_but_for_bombs():
+            try:
+                return torch.from_numpy(np.stack([self.pixels(index) for index in indices]))
+            except ValueError as error:
+                return str(error)
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """Images that are decoded when their turn comes, ahead of use, in processes of their own.
+
+    Encoded images from Parquet are in memory all the same: a data set that exceeds it belongs in folders. With workers,
+    they and the batches travel through shared memory, which containers limit (``/dev/shm``).
+    """
+
+    labels: Tensor
+    decoder: _Decoder = field(repr=False)
+    workers: int
+
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """See ``Images``. The workers start with the first batch and end with the iterator, however that ends.
+
+        Raises ValueError that names an image that does not decode, when its turn comes; and when a worker is killed.
+        """
+        pinned = device.type == "cuda"
+        loader = DataLoader(
+            self.decoder,
+            batch_size=None,  # the sampler gives whole batches
+            sampler=(chosen.tolist() for chosen in indices),
+            num_workers=self.workers,
+            pin_memory=pinned,
+            multiprocessing_context=_worker_context() if self.workers else None,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # or the seed for workers, which need none, is drawn from the global one
+        )
+        try:
+            for pixels in loader:
+                if isinstance(pixels, str):
+                    raise ValueError(pixels)
+                yield pixels.to(device, non_blocking=pinned)
+        except (RuntimeError, OSError, EOFError) as error:  # the last two where a worker dies while it sends a batch
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(
+                f"a decoding process failed ({error}): use fewer workers or give them more memory and /dev/shm"
+            ) from error
+
+
+def _worker_context() -> BaseContext:
+    """Workers are not forked from this process, whose threads and CUDA context no fork survives, but from a helper.
+
+    The helper imports this module once for all of them, which takes seconds, and ends with this process. Ctrl-C is
+    blocked in it and in its children: as a terminal sends it to all of them, it would end the helper amid its imports.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # now, for its start lifts the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return torch.from_numpy(to_pixels(image, spec))
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
-        raise ValueError(f"{shard}: row {row} is not an image: {error}") from None
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
-def read_classes(folder: Path) -> list[dict[str, object]]:
-    """``classes.tsv`` (row = class: id, names) as the card's list of classes.
+def _ignore_interrupts(_: int) -> None:
+    """What Ctrl-C means is for the parent to say. Where something else had started the helper, it is not blocked."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    Raises ValueError when the file is missing.
-    """
-    path = folder / "classes.tsv"
-    if not path.is_file():
-        raise ValueError(f"no classes.tsv in {folder}: one row a class, its id and its name separated by a tab")
-    rows = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [{"class_id": i, "id": row[0], "label": row[-1].split(",")[0].strip()} for i, row in enumerate(rows)]
+
+@contextmanager
+def _quiet_but_for_bombs() -> Iterator[None]:
+    """Pillow warns of odd metadata without saying in which image; that an image is huge shall be an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def fits(num_images: int, size_px: int, available_bytes: int) -> bool:
+    """Whether that many decoded images take at most half of the memory; the rest is for the network."""
+    return 2 * num_images * size_px * size_px * 3 <= available_bytes
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory for decoded images: the host's, where they are decoded, and the device's if that has less."""
+    available = int(psutil.virtual_memory().available)
+    for limit in _MEMORY_LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            available = min(available, max(0, int(text) - psutil.Process().memory_info().rss))
+    return min(available, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available
