@@ -22,6 +22,8 @@ REQUIRED = (
     "training",
     "weights_sha256",
 )
+# What an evaluation tells of each width, null before it; a card may lack all but the first two.
+MEASURED = ("accuracy", "accuracy_ci95", "accuracy_top5", "accuracy_top5_ci95", "calibration_error")
 
 
 class CardError(ValueError):
@@ -71,8 +73,7 @@ def complete_card(config: ScalaConfig, name: str, given: Mapping[str, Any]) -> d
         "widths": [
             {
                 "width": float(width),
-                "accuracy": measured.get(float(width), {}).get("accuracy"),
-                "accuracy_ci95": measured.get(float(width), {}).get("accuracy_ci95"),
+                **{key: measured.get(float(width), {}).get(key) for key in MEASURED},
                 **asdict(cost_of(config, width)),
             }
             for width in config.widths
@@ -93,26 +94,31 @@ def render_readme(card: Mapping[str, Any]) -> str:
     """The card for people, in Markdown."""
     shape, evaluation = card["architecture"], card["evaluation"]
     rows = [
-        f"| {entry['width']:g} | {_percent(entry)} | {entry['parameters'] / 1e6:.2f} M | {entry['macs'] / 1e6:.1f} M |"
+        f"| {entry['width']:g} | {_percent(entry, 'accuracy')} | {_percent(entry, 'accuracy_top5')} "
+        f"| {_percent(entry, 'calibration_error')} "
+        f"| {entry['parameters'] / 1e6:.2f} M | {entry['macs'] / 1e6:.1f} M |"
         for entry in card["widths"]
     ]
-    kind = "distilled" if shape["distilled"] else "plain"
+    kind, count = "distilled" if shape["distilled"] else "plain", len(card["widths"])
+    slimmable = f"A Scala slimmable Vision Transformer ({kind}): one set of weights, {count} trained widths"
+    what = slimmable if count > 1 else f"A Vision Transformer ({kind}) of one width"
     measured = (
-        f"Top-1 accuracy on {evaluation['images']:,} images ({evaluation['dataset']}), with 95 % Wilson intervals."
+        f"Top-1 and top-5 accuracy on {evaluation['images']:,} images ({evaluation['dataset']}), with 95 % Wilson "
+        "intervals. ECE is the expected calibration error: how far the confidence is from the accuracy, on average."
         if evaluation
         else "**Accuracy has not been measured**; until it is, a wider network is assumed to be the better one."
     )
     lines = [
         f"# {card['name']}",
         "",
-        f"A Scala slimmable Vision Transformer ({kind}): one set of weights, {len(card['widths'])} trained widths. "
+        f"{what}. "
         f"{shape['image_size']} px images, patch {shape['patch_size']}, {shape['embed_dim']} channels, depth "
         f"{shape['depth']}, {shape['num_heads']} heads, {shape['num_classes']} classes.",
         "",
         measured,
         "",
-        "| width | top-1 | parameters | multiply-adds |",
-        "|---|---|---|---|",
+        "| width | top-1 | top-5 | ECE | parameters | multiply-adds |",
+        "|---|---|---|---|---|---|",
         *rows,
     ]
     if card["training"]:
@@ -120,13 +126,15 @@ def render_readme(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(entry: Mapping[str, Any]) -> str:
-    if entry["accuracy"] is None:
+def _percent(entry: Mapping[str, Any], key: str) -> str:
+    """A measured fraction in percent and, where the card has one, its interval."""
+    value, interval = entry.get(key), entry.get(f"{key}_ci95")
+    if value is None:
         return "not measured"
-    if entry["accuracy_ci95"] is None:
-        return f"{100 * entry['accuracy']:.2f} %"
-    low, high = entry["accuracy_ci95"]
-    return f"{100 * entry['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+    if interval is None:
+        return f"{100 * value:.2f} %"
+    low, high = interval
+    return f"{100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def _known(section: str, values: Any, of: type) -> dict[str, Any]:
@@ -141,27 +149,30 @@ def _known(section: str, values: Any, of: type) -> dict[str, Any]:
 
 
 def _check_widths(entries: Any, config: ScalaConfig) -> None:
-    measured = {"accuracy", "accuracy_ci95"}
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and measured <= e.keys() for e in entries):
+    required = {"accuracy", "accuracy_ci95"}
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and required <= e.keys() for e in entries):
         raise CardError("widths must be a list of objects with width, accuracy and accuracy_ci95")
     listed, expected = [entry.get("width") for entry in entries], [float(width) for width in config.widths]
     if listed != expected:
         raise CardError(f"lists widths {listed}, its architecture has {expected}")
     for entry, width in zip(entries, config.widths, strict=True):
-        given = {key: value for key, value in entry.items() if key not in measured | {"width"}}
+        given = {key: value for key, value in entry.items() if key not in ("width", *MEASURED)}
         if given != (cost := asdict(cost_of(config, width))):
             raise CardError(f"says of width {width} {given}, its architecture gives {cost}")
-        _check_measured(entry["accuracy"], entry["accuracy_ci95"])
+        _check_measured(entry)
 
 
-def _check_measured(accuracy: Any, interval: Any) -> None:
-    if accuracy is not None and not _is_fraction(accuracy):
-        raise CardError(f"accuracy must be null or a fraction from 0 to 1; got {accuracy!r}")
-    if interval is None:
-        return
-    pair = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_fraction, interval))
-    if not pair or interval[0] > interval[1]:
-        raise CardError(f"accuracy_ci95 must be null or two ascending fractions from 0 to 1; got {interval!r}")
+def _check_measured(entry: Mapping[str, Any]) -> None:
+    for key in MEASURED:
+        value, is_interval = entry.get(key), key.endswith("_ci95")
+        if value is not None and not (_is_interval(value) if is_interval else _is_fraction(value)):
+            wanted = "two ascending fractions" if is_interval else "a fraction"
+            raise CardError(f"{key} must be null or {wanted} from 0 to 1; got {value!r}")
+
+
+def _is_interval(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_fraction, value))
+    return pair and bool(value[0] <= value[1])
 
 
 def _is_fraction(value: Any) -> bool:

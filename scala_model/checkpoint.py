@@ -1,5 +1,7 @@
 """A checkpoint is a folder: ``model.safetensors``, ``config.json`` (the card) and a README for people.
 
+Once evaluated it also holds which images each width got right: see ``correctness``.
+
 Reading needs no torch; nothing is ever unpickled. The card carries the SHA-256 of the weights, and reading is strict:
 whatever does not fit ends in one ``CheckpointError`` that says what and where.
 """
@@ -26,7 +28,7 @@ from scala_model.preprocess import Preprocessing
 if TYPE_CHECKING:
     from scala_model.vit import ScalaViT
 
-WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CARD, README, CORRECTNESS = "model.safetensors", "config.json", "README.md", "correctness.safetensors"
 DEFAULT = "scala-xs-tiny-imagenet"
 
 
@@ -61,11 +63,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     something, weights whose names or shapes are not those of the architecture.
     """
     folder = Path(folder)
-    card = _read_card(folder)
-    try:
-        config = config_from_card(card)
-    except CardError as error:
-        raise CheckpointError(f"{folder / CARD}: {error}") from None
+    config, card = read_card(folder)
     data = _read_bytes(folder / WEIGHTS)
     digest = hashlib.sha256(data).hexdigest()
     if digest != card["weights_sha256"]:
@@ -79,6 +77,18 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file that we can read: {error}") from None
     _check_weights(folder / WEIGHTS, weights, config)
     return Checkpoint(config, card, weights)
+
+
+def read_card(folder: Path) -> tuple[ScalaConfig, dict[str, Any]]:
+    """The shape and the card of a checkpoint, whose weights are not looked at.
+
+    Raises CheckpointError: a missing or unreadable card, or one that lacks or adds something.
+    """
+    card = _read_json(folder / CARD)
+    try:
+        return config_from_card(card), card
+    except CardError as error:
+        raise CheckpointError(f"{folder / CARD}: {error}") from None
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> ScalaViT:
@@ -107,8 +117,9 @@ def save_checkpoint(folder: str | os.PathLike[str], model: ScalaViT, card: Mappi
     """Write a model as a checkpoint, its weights in their own precision (``model.half()`` halves the file).
 
     What ``card`` (default: ``model.card``) leaves out is filled in: shape, cost of each width, numbered classes,
-    default preprocessing, accuracy null. Each file is replaced as a whole, the card last. Raises ValueError when the
-    card contradicts the model, or the weights are neither float32 nor float16.
+    default preprocessing, accuracy null. Each file is replaced as a whole, the card last; a correctness matrix, which
+    told of the weights before, is removed. Raises ValueError when the card contradicts the model, or the weights are
+    neither float32 nor float16.
     """
     folder = Path(folder)
     if unfit := {str(tensor.dtype) for tensor in model.state_dict().values()} - {"torch.float32", "torch.float16"}:
@@ -118,14 +129,15 @@ def save_checkpoint(folder: str | os.PathLike[str], model: ScalaViT, card: Mappi
     data = safetensors.numpy.save(arrays)
     full = complete_card(model.config, folder.resolve().name, model.card if card is None else card)
     full["weights_sha256"] = hashlib.sha256(data).hexdigest()
-    _replace(folder / WEIGHTS, data)
+    replace_file(folder / WEIGHTS, data)
+    (folder / CORRECTNESS).unlink(missing_ok=True)
     write_card(folder, full)
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write ``config.json`` and the README made from it."""
-    _replace(folder / README, render_readme(card).encode())
-    _replace(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+    replace_file(folder / README, render_readme(card).encode())
+    replace_file(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def expected_shapes(config: ScalaConfig) -> dict[str, tuple[int, ...]]:
@@ -164,17 +176,17 @@ def _check_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]], conf
             raise CheckpointError(f"{path}: {name} is {array.dtype}; weights are float16 or float32")
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        card = json.loads(_read_bytes(folder / CARD))
+        card = json.loads(_read_bytes(path))
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{folder / CARD} is not JSON: {error}") from None
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
     except RecursionError:
-        raise CheckpointError(f"{folder / CARD} is not JSON of ours: it is nested too deeply") from None
+        raise CheckpointError(f"{path} is not JSON of ours: it is nested too deeply") from None
     if not isinstance(card, dict):
-        raise CheckpointError(f"{folder / CARD} must hold a JSON object")
+        raise CheckpointError(f"{path} must hold a JSON object")
     return card
 
 
@@ -187,7 +199,8 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that is at every moment either the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)

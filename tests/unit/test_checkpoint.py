@@ -21,6 +21,7 @@ import torch
 from scala_model import ScalaConfig, ScalaViT, load_checkpoint, save_checkpoint
 from scala_model.card import render_readme
 from scala_model.checkpoint import CheckpointError, expected_shapes, read_checkpoint, write_card
+from scala_model.correctness import Correctness, read_correctness, write_correctness
 from scala_model.preprocess import Preprocessing
 
 KINDS: dict[str, dict[str, Any]] = {"plain": {}, "distilled": {"distilled": True}, "avgpool": {"global_pool": "avg"}}
@@ -117,7 +118,8 @@ def test_what_the_card_leaves_out_is_filled_in(saved: Path) -> None:
     card = read_checkpoint(saved).card
     assert card["name"] == "toy"
     assert [entry["width"] for entry in card["widths"]] == [0.5, 0.75, 1.0]
-    assert all(entry["accuracy"] is None and entry["accuracy_ci95"] is None for entry in card["widths"])
+    for key in ("accuracy", "accuracy_ci95", "accuracy_top5", "accuracy_top5_ci95", "calibration_error"):
+        assert [entry[key] for entry in card["widths"]] == [None, None, None]
     assert card["classes"][2] == {"class_id": 2, "id": "2", "label": "2"}
     assert card["evaluation"] is None
     assert read_checkpoint(saved).preprocessing == Preprocessing(8)
@@ -148,6 +150,7 @@ def test_the_readme_tells_people_the_accuracies(tmp_path: Path, saved: Path) -> 
     assert "Accuracy has not been measured" in (saved / "README.md").read_text(encoding="utf-8")
     card = copy.deepcopy(read_checkpoint(saved).card)
     card["widths"][0] |= {"accuracy": 0.4567, "accuracy_ci95": [0.4469, 0.4665]}
+    card["widths"][0] |= {"accuracy_top5": 0.7113, "accuracy_top5_ci95": [0.7023, 0.7201], "calibration_error": 0.0349}
     card["evaluation"] = {"dataset": "toys val", "images": 10000}
     card["training"] = {"epochs": 7}
     write_card(saved, card)
@@ -155,7 +158,25 @@ def test_the_readme_tells_people_the_accuracies(tmp_path: Path, saved: Path) -> 
     assert readme == render_readme(card)
     for words in ("# toy", "45.67 % (44.69 to 46.65)", "10,000 images (toys val)", "not measured", "* epochs: 7"):
         assert words in readme
+    titles, _, narrowest, *_ = (line for line in readme.splitlines() if line.startswith("|"))
+    assert titles.split(" | ") == ["| width", "top-1", "top-5", "ECE", "parameters", "multiply-adds |"]
+    assert narrowest.split(" | ")[:4] == ["| 0.5", "45.67 % (44.69 to 46.65)", "71.13 % (70.23 to 72.01)", "3.49 %"]
     assert read_checkpoint(saved).card == card
+
+
+def test_a_card_from_before_top_5_was_measured(saved: Path) -> None:
+    def forget(card: dict[str, Any]) -> None:
+        for entry in card["widths"]:
+            for key in ("accuracy_top5", "accuracy_top5_ci95", "calibration_error"):
+                del entry[key]
+        card["widths"][0] |= {"accuracy": 0.4567, "accuracy_ci95": [0.4469, 0.4665]}
+
+    tamper(saved, forget)
+    card = read_checkpoint(saved).card
+    assert "accuracy_top5" not in card["widths"][0]
+    assert "| 0.5 | 45.67 % (44.69 to 46.65) | not measured | not measured |" in render_readme(card)
+    save_checkpoint(saved, load_checkpoint(saved))
+    assert [entry["calibration_error"] for entry in read_checkpoint(saved).card["widths"]] == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -396,6 +417,13 @@ def test_an_architecture_that_lacks_an_entry(saved: Path, key: str) -> None:
         ("widths.0", "accuracy_ci95", [0.5]),
         ("widths.0", "accuracy_ci95", [0.6, 0.5]),
         ("widths.0", "accuracy_ci95", [0.5, float("nan")]),
+        ("widths.0", "accuracy_top5", 1.5),
+        ("widths.0", "accuracy_top5", "high"),
+        ("widths.0", "accuracy_top5_ci95", 0.5),
+        ("widths.0", "accuracy_top5_ci95", [0.6, 0.5]),
+        ("widths.0", "calibration_error", -0.1),
+        ("widths.0", "calibration_error", float("nan")),
+        ("widths.0", "calibration_error", [0.1, 0.2]),
         ("widths.0", "parameters", 1),
         ("widths.0", "macs", None),
         ("widths.0", "surprise", 1),
@@ -444,6 +472,15 @@ def test_saving_over_a_checkpoint_replaces_whole_files_the_card_last(
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_new_weights_take_the_old_ones_correctness_away(saved: Path) -> None:
+    widths = read_checkpoint(saved).config.widths
+    write_correctness(saved, Correctness(widths, np.ones((9, 3), np.bool_), "toys val"))
+    assert read_correctness(saved) is not None
+    save_checkpoint(saved, toy("distilled"))
+    assert read_correctness(saved) is None
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, data: bytes) -> int:
         with path.open("wb") as file:
@@ -481,6 +518,7 @@ def test_reading_loads_no_torch(saved: Path) -> None:
 import sys
 import scala_model
 import scala_model.width, scala_model.slicing, scala_model.config, scala_model.cost, scala_model.preprocess
+import scala_model.correctness
 from scala_model.checkpoint import read_checkpoint
 assert len(read_checkpoint({str(saved)!r}).weights) > 10
 assert "torch" not in sys.modules
