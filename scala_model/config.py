@@ -24,7 +24,8 @@ class ScalaConfig:
 
     The trained widths run from ``smallest`` to ``largest`` in steps of ``granularity``; ``smallest == largest``
     describes an ordinary network with one width. Heads keep their number at every width and change their size, so
-    every width's channels must divide by ``num_heads``.
+    every width's channels must divide by ``num_heads``. Without ``isolated_activation`` every width is a prefix of the
+    next, as in US-Net.
 
     Raises ValueError, naming the value and what would be accepted.
     """
@@ -42,6 +43,7 @@ class ScalaConfig:
     distilled: bool = False
     global_pool: Literal["token", "avg"] = "token"
     layer_norm_eps: float = 1e-5
+    isolated_activation: bool = True
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes"):
@@ -54,8 +56,9 @@ class ScalaConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number, positive and finite; got {value!r}")
-        if type(self.distilled) is not bool:
-            raise ValueError(f"distilled must be true or false; got {self.distilled!r}")
+        for name in ("distilled", "isolated_activation"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false; got {value!r}")
         if self.global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool must be 'token' or 'avg'; got {self.global_pool!r}")
         if self.distilled and self.global_pool == "avg":

@@ -78,23 +78,37 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block; ``drop_path`` is the chance of skipping a branch for an image while training."""
+class DropPath(nn.Module):
+    """Leaves a branch out for some images while training, each with the chance ``rate`` (Huang et al. 2016).
 
-    def __init__(self, embed_dim: int, hidden_dim: int, num_heads: int, eps: float, drop_path: float) -> None:
+    The rate is a buffer, not a number, so that one compiled block serves every depth.
+    """
+
+    rate: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+
+    def forward(self, branch_BTC: Tensor) -> Tensor:
+        if not self.training:
+            return branch_BTC
+        keep = 1.0 - self.rate
+        return branch_BTC * ((torch.rand(len(branch_BTC), 1, 1, device=branch_BTC.device) < keep) / keep)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; ``drop`` stands at the end of both branches."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, num_heads: int, eps: float, drop: nn.Module) -> None:
         super().__init__()
         self.norm1 = SlicedLayerNorm(embed_dim, eps)
         self.attn = Attention(embed_dim, num_heads)
         self.norm2 = SlicedLayerNorm(embed_dim, eps)
         self.mlp = Mlp(embed_dim, hidden_dim)
-        self.drop_path = drop_path
+        self.drop = drop
 
     def forward(self, x_BTC: Tensor, s: Slices) -> Tensor:
-        x_BTC = x_BTC + self._drop(self.attn(self.norm1(x_BTC, s.embed), s))
-        return x_BTC + self._drop(self.mlp(self.norm2(x_BTC, s.embed), s))
-
-    def _drop(self, branch_BTC: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch_BTC
-        keep = 1.0 - self.drop_path
-        return branch_BTC * (torch.rand(len(branch_BTC), 1, 1, device=branch_BTC.device) < keep) / keep
+        x_BTC = x_BTC + self.drop(self.attn(self.norm1(x_BTC, s.embed), s))
+        out: Tensor = x_BTC + self.drop(self.mlp(self.norm2(x_BTC, s.embed), s))
+        return out

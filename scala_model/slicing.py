@@ -22,9 +22,9 @@ class Slices:
     hidden: slice
 
 
-def slices_of(config: ScalaConfig, width: Width, *, isolated: bool = True) -> Slices:
-    """The channels that ``width`` activates. ``isolated=False`` is the ablation: every width a prefix."""
-    prefix = not isolated or width in (config.widths[0], config.widths[-1])
+def slices_of(config: ScalaConfig, width: Width) -> Slices:
+    """The channels that ``width`` activates; without Isolated Activation (US-Net, the ablation) always the first."""
+    prefix = not config.isolated_activation or width in (config.widths[0], config.widths[-1])
     embed = width.channels(config.embed_dim)
     hidden = width.channels(config.hidden_dim)
     return Slices(

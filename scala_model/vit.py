@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scala_model.config import ScalaConfig
-from scala_model.layers import Block, PatchEmbed, SlicedLayerNorm, SlicedLinear
+from scala_model.layers import Block, DropPath, PatchEmbed, SlicedLayerNorm, SlicedLinear
 from scala_model.slicing import Slices, slices_of
 from scala_model.width import Width
 
@@ -24,15 +24,14 @@ EVERY = slice(None)
 class ScalaViT(nn.Module):
     """One set of weights, one forward pass per trained width; state-dict names as in DeiT and timm.
 
-    ``drop_path`` grows linearly over the depth to the given rate (training only). ``isolated=False`` is the ablation in
-    which every width is a prefix of the next.
+    ``drop_path`` grows linearly over the depth to the given rate (training only).
     """
 
-    def __init__(self, config: ScalaConfig, *, drop_path: float = 0.0, isolated: bool = True) -> None:
+    def __init__(self, config: ScalaConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.card: dict[str, Any] = {}
-        self._slices = {width: slices_of(config, width, isolated=isolated) for width in config.widths}
+        self._slices = {width: slices_of(config, width) for width in config.widths}
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.distilled:
@@ -40,8 +39,8 @@ class ScalaViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, dim))
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.blocks = nn.ModuleList(
-            Block(dim, config.hidden_dim, config.num_heads, eps, drop_path * i / max(1, config.depth - 1))
-            for i in range(config.depth)
+            Block(dim, config.hidden_dim, config.num_heads, eps, DropPath(rate) if drop_path else nn.Identity())
+            for rate in torch.linspace(0, drop_path, config.depth, device="cpu").tolist()
         )
         if config.global_pool == "avg":
             self.fc_norm = SlicedLayerNorm(dim, eps)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.models import OptionInfo
 
-from scala_model.train.recipes import RECIPES, Recipe
+from scala_model.train.recipe import names
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress
 
     from scala_model.train.loop import Trainer
@@ -90,73 +91,154 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=f"What to train: {', '.join(RECIPES)}.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with train-*.parquet, val-*.parquet, classes.tsv.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help=f"{', '.join(names())}, one of them with :METHOD, or a FILE.py of your own."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or Parquet shards.")
+    ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/RECIPE.")] = None,
-    device: Annotated[Device, typer.Option(help="Where to train; auto takes a GPU if there is one.")] = Device.AUTO,
+    epochs: Annotated[
+        float | None, typer.Option(help="Another length than the recipe's, phases in proportion.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint to start from.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the external teacher of a distilled network.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.AUTO,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random choice of the run.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
 ) -> None:
     """Train a network and measure every width of it.
 
     The run's folder receives state.pt, to go on from after a stop, log.jsonl, and checkpoint/RECIPE, ready to serve.
+    A METHOD is a baseline of the paper: us-net, separate-WIDTH, no-isolated-activation, no-progressive-transfer,
+    no-stable-sampling or no-noise-calibration. Several GPUs: torchrun --nproc-per-node N -m server train ...
     """
-    chosen = _recipe(recipe)
     _check_train_extra()
     import torch
 
-    from scala_model.checkpoint import save_checkpoint
-    from scala_model.preprocess import Preprocessing
-    from scala_model.train.data import load_split, read_classes
-    from scala_model.train.loop import Trainer
+    from scala_model.train.layouts import has_split
+    from scala_model.train.parallel import processes
+    from scala_model.train.run import prepare
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder, place = out or Path("runs") / recipe, _torch_device(device)
-    classes, expected = read_classes(data), chosen.config.num_classes
-    if len(classes) != expected:  # said before hours of training, not after them
-        raise ValueError(f"{data / 'classes.tsv'} lists {len(classes)} classes; the recipe {recipe} has {expected}")
-    _say(f"Reading {data}")
-    images = load_split(data, "train", Preprocessing(chosen.resident_size))
-    trainer = Trainer(chosen, images, folder, device=place, seed=seed)
-    if trainer.resume():
-        _say(f"Going on from step {trainer.step} of {trainer.num_steps}, saved in {folder}")
-    _run(trainer)
-    if trainer.step < trainer.num_steps:
-        _say(f"Stopped at step {trainer.step} of {trainer.num_steps}, all saved. To go on, run the same command again.")
-        raise typer.Exit(130)
-    card = {"classes": classes, "training": _training_facts(recipe, trainer, data.resolve().name)}
-    checkpoint = folder / "checkpoint" / recipe
-    save_checkpoint(checkpoint, trainer.model.half(), card)
-    _say(f"Wrote {checkpoint}")
-    if any(data.glob("val-*.parquet")):
-        _measure(checkpoint, data, place, write=True)
+    with processes(_torch_device(device)) as (group, place):
+        first = group.rank == 0
+        run = prepare(
+            recipe,
+            data,
+            out,
+            device=place,
+            processes=group,
+            seed=seed,
+            epochs=epochs,
+            init=init,
+            teacher=teacher,
+            say=_say if first else _say_nothing,
+        )
+        trainer = run.trainer
+        _run(trainer, show=first)
+        if trainer.step < trainer.num_steps:
+            if first:
+                done = f"Stopped at step {trainer.step} of {trainer.num_steps}, all saved."
+                _say(f"{done} To go on, run the same command again.")
+            raise typer.Exit(130)
+        if first:
+            for checkpoint in run.save_checkpoints():
+                _say(f"Wrote {checkpoint}")
+                if has_split(data, "val"):
+                    _measure(checkpoint, data, place, write=True)
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with val-*.parquet.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with val/CLASS/*.jpg, or val-*.parquet.")],
     device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.AUTO,
-    write: Annotated[bool, typer.Option(help="Record the accuracies in the checkpoint's card.")] = True,
+    write: Annotated[bool, typer.Option(help="Record what is measured in the checkpoint's folder.")] = True,
 ) -> None:
-    """Measure the accuracy of every width of a checkpoint.
+    """Measure every width of a checkpoint: accuracy, calibration, and which images it gets right.
 
     Prints a table and, as the last line, one JSON object.
     """
     _check_train_extra()
-    _measure(checkpoint, data, _torch_device(device), write=write)
+    import torch
+
+    _measure(checkpoint, data, torch.device(_torch_device(device)), write=write)
 
 
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[name]
+class Kind(StrEnum):
+    SCALA = "scala"
+    VIT = "vit"
+
+
+@app.command()
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="State dict: .pth, .pt, .bin or .safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint: new or empty.")],
+    kind: Annotated[
+        Kind | None, typer.Option(help="scala, or vit for DeiT and timm. Default: as the file shows.")
+    ] = None,
+    smallest: Annotated[float | None, typer.Option(help="Smallest trained width, if the file does not say.")] = None,
+    largest: Annotated[float | None, typer.Option(help="Largest trained width, if the file does not say.")] = None,
+    granularity: Annotated[float | None, typer.Option(help="Step between widths, if the file does not say.")] = None,
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads. Default: of 64 channels each.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Resize the position embedding to this, in px.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights (model_ema).")] = False,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One line a class: LABEL, or ID tab LABEL.")
+    ] = None,
+    crop_ratio: Annotated[float, typer.Option(help="Share of the shorter side that the centre crop keeps.")] = 0.875,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Default: ImageNet's.")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Default: ImageNet's.")
+    ] = None,
+) -> None:
+    """Turn published Scala, DeiT or timm ViT weights into a checkpoint.
+
+    A network that was never trained for several widths gets the one width 1.0. Accuracy is unknown until `evaluate`.
+    """
+    if find_spec("torch") is None:
+        raise ValueError("reading published weights needs torch: pip install 'scala-serve[torch]'")
+    from scala_model import importing
+    from scala_model.preprocess import Preprocessing
+
+    found = importing.import_weights(
+        source,
+        out,
+        kind=None if kind is None else kind.value,
+        smallest=smallest,
+        largest=largest,
+        granularity=granularity,
+        num_heads=num_heads,
+        image_size=image_size,
+        ema=ema,
+        labels=labels,
+        crop_ratio=crop_ratio,
+        mean=mean or Preprocessing.mean,
+        std=std or Preprocessing.std,
+    )
+    config = found.config
+    shape = f"{config.image_size} px, patch {config.patch_size}, {config.embed_dim} channels, depth {config.depth}"
+    print(f"{found.kind}: {shape}, {config.num_heads} heads ({found.num_heads_from}), {config.num_classes} classes")
+    print(f"widths {', '.join(map(str, config.widths))} ({found.widths_from})")
+    if found.resized_from is not None:
+        print(f"position embedding resized from {found.resized_from} px")
+    if found.ignored:
+        print(f"not needed: {', '.join(found.ignored)}")
+    print(f"wrote {out}; its accuracy is unknown until: scala-serve evaluate {out} --data DIR")
 
 
 def _check_train_extra() -> None:
-    if find_spec("torch") is None or find_spec("pyarrow") is None:
-        raise ValueError("training and evaluation need torch and pyarrow: pip install 'scala-serve[train]'")
+    if any(find_spec(name) is None for name in ("torch", "pyarrow", "matplotlib")):
+        raise ValueError("training and evaluation need torch, pyarrow and matplotlib: pip install 'scala-serve[train]'")
 
 
 def _torch_device(device: Device) -> str:
@@ -168,84 +250,71 @@ def _torch_device(device: Device) -> str:
     return "cuda" if available and device is not Device.CPU else "cpu"
 
 
-def _run(trainer: Trainer) -> None:
-    """Train with a progress bar. The first Ctrl-C ends the run after its step, a second one at once."""
+def _run(trainer: Trainer, *, show: bool) -> None:
+    """Train with a progress bar. The first Ctrl-C or SIGTERM ends the run after its step, a second Ctrl-C at once."""
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         trainer.stop()
 
-    previous = signal.signal(signal.SIGINT, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _progress() as bar:
+        with _progress(show) as bar:
             task = bar.add_task("training", total=trainer.num_steps, completed=trainer.step)
             trainer.run(log_every=10, progress=lambda step, text: bar.update(task, completed=step, description=text))
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _measure(folder: Path, data: Path, device: str, *, write: bool) -> None:
-    """Evaluate a checkpoint, record it in its card, print the table and the line of JSON."""
-    from scala_model.card import preprocessing_from_card
-    from scala_model.checkpoint import load_checkpoint, write_card
-    from scala_model.train import evaluation
-    from scala_model.train.data import load_split
+def _measure(folder: Path, data: Path, device: torch.device, *, write: bool) -> None:
+    """Evaluate a checkpoint with a progress bar, print the table and the line of JSON."""
+    from scala_model.train.run import measure
 
-    model = load_checkpoint(folder)
-    images = load_split(data, "val", preprocessing_from_card(model.card))
-    with _progress() as bar:
-        task = bar.add_task("evaluating", total=len(images.labels) * len(model.config.widths))
-        result = evaluation.evaluate(model, images, device=device, progress=lambda done: bar.advance(task, done))
-    card = evaluation.measured_card(model.card, result, f"{data.resolve().name} val")
-    if write:
-        write_card(folder, card)
+    with _progress(True) as bar:
+        task = bar.add_task("evaluating", total=None)
+        card = measure(
+            folder,
+            data,
+            device=device,
+            write=write,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            say=_say,
+        )
     _print_accuracy(folder, card)
-
-
-def _training_facts(recipe: str, trainer: Trainer, dataset: str) -> dict[str, Any]:
-    """What the card tells people of how a network was made."""
-    import torch
-
-    return {
-        "recipe": recipe,
-        "data set": f"{dataset}, {len(trainer.data.labels)} images",
-        "objective": "Scala: Isolated Activation, Progressive Knowledge Transfer, Stable Sampling, Noise Calibration",
-        "epochs": trainer.recipe.epochs,
-        "batch size": trainer.recipe.batch_size,
-        "learning rate": trainer.recipe.learning_rate,
-        "steps": trainer.num_steps,
-        "seed": trainer.seed,
-        "device": trainer.device.type,
-        "torch": torch.__version__,
-    }
 
 
 def _print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("width", "top-1 %", "95 % interval", "parameters", "MACs")
+    table = Table("width", "top-1 %", "95 % interval", "top-5 %", "ECE", "parameters", "MACs")
     for entry in card["widths"]:
         low, high = entry["accuracy_ci95"]
         table.add_row(
             f"{entry['width']:g}",
             f"{100 * entry['accuracy']:.2f}",
             f"{100 * low:.2f} to {100 * high:.2f}",
+            f"{100 * entry['accuracy_top5']:.2f}",
+            f"{entry['calibration_error']:.3f}",
             f"{entry['parameters'] / 1e6:.2f} M",
             f"{entry['macs'] / 1e6:.1f} M",
         )
     Console().print(table)
-    measured = [{key: entry[key] for key in ("width", "accuracy", "accuracy_ci95")} for entry in card["widths"]]
-    print(json.dumps({"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": measured}))
+    print(json.dumps({"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}))
 
 
-def _progress() -> Progress:
+def _progress(show: bool) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not show)
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    pass

@@ -3,6 +3,10 @@
 The largest width learns from the labels. Two middle widths, one from each half of the range (Stable Sampling), and the
 smallest each learn from the NEXT LARGER network of the same step (Progressive Knowledge Transfer) and from the labels
 (Noise Calibration). Teachers are detached training-mode outputs; the gradients of the four passes add up.
+
+The distilled variant has two heads. On its second head the largest also learns the classes that an external teacher
+names (hard distillation, Touvron et al. 2021); the smaller ones learn from their teacher there, from the labels on the
+first.
 """
 
 from __future__ import annotations
@@ -15,41 +19,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scala_model.config import ScalaConfig
+from scala_model.train.recipe import Objective
 from scala_model.width import Width
 
 
-def sample_widths(config: ScalaConfig, rng: random.Random) -> tuple[Width, ...]:
-    """The widths of one step, largest first: largest, one of the upper half, one of the lower half, smallest.
+def sample_widths(config: ScalaConfig, objective: Objective, rng: random.Random) -> tuple[Width, ...]:
+    """The widths of one step, largest first: the largest, two between the two ends, the smallest.
 
-    The halves are the trained widths strictly between smallest and largest, from (s + l) / 2 upwards and below it; an
-    empty half is left out, and a network of one width trains just that.
+    With Stable Sampling the two are one trained width from (s + l) / 2 upwards and one below it, and an empty half is
+    left out. Without, they are two independent draws from all in between and may be equal. A network of one width
+    trains just that.
     """
-    smallest, largest = config.widths[0], config.widths[-1]
+    smallest, between, largest = config.widths[0], config.widths[1:-1], config.widths[-1]
     if smallest == largest:
         return (largest,)
+    if not objective.stable_sampling:
+        drawn = [rng.choice(between) for _ in range(2)] if between else []
+        return (largest, *sorted(drawn, reverse=True), smallest)
     middle = (smallest.ratio + largest.ratio) / 2
-    upper = [w for w in config.widths[1:-1] if w.ratio >= middle]
-    lower = [w for w in config.widths[1:-1] if w.ratio < middle]
-    return (largest, *(rng.choice(half) for half in (upper, lower) if half), smallest)
+    halves = [w for w in between if w.ratio >= middle], [w for w in between if w.ratio < middle]
+    return (largest, *(rng.choice(half) for half in halves if half), smallest)
 
 
-def backward_scala(
-    forward: Callable[[Tensor, Width], Tensor], images: Tensor, targets: Tensor, widths: tuple[Width, ...]
-) -> dict[Width, float]:
-    """Add the gradients of one step's networks and return each one's loss.
+def backward(
+    forward: Callable[[Tensor, Width], tuple[Tensor, ...]],
+    images: Tensor,
+    targets: Tensor,
+    widths: tuple[Width, ...],
+    objective: Objective,
+    teacher_classes: Tensor | None = None,
+) -> Tensor:
+    """Add the gradients of one step's networks and return their losses, in the order of ``widths``.
 
-    ``forward`` maps images (B, 3, S, S) and a width to logits (B, classes); ``targets`` (B, classes) are soft labels,
-    the same for every network; ``widths`` run from the largest down. Each network's graph is freed before the next
-    one's forward pass, so memory is that of the largest alone.
+    ``forward`` maps images (B, 3, S, S) and a width to the logits (B, classes) of each head; ``targets`` (B, classes)
+    are soft labels, the same for every network; ``widths`` run from the largest down; ``teacher_classes`` (B) are what
+    an external teacher sees. Each network's graph is freed before the next one's forward pass, so memory is that of the
+    largest alone. Nothing here waits for the device.
     """
-    losses: dict[Width, float] = {}
-    teacher: Tensor | None = None
+    losses: list[Tensor] = []
+    taught: dict[Width, Tensor] = {}  # the softened output of each network so far
     for width in widths:
-        logits = forward(images, width).float()
-        loss = F.cross_entropy(logits, targets)
-        if teacher is not None:
-            loss = loss + F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
+        heads = [logits.float() for logits in forward(images, width)]
+        if not taught:
+            loss = F.cross_entropy(heads[0], targets)
+            if teacher_classes is not None:
+                loss = (loss + F.cross_entropy(heads[1], teacher_classes)) / 2
+        else:
+            teacher = min(w for w in taught if w > width) if objective.progressive_transfer else widths[0]
+            loss = F.kl_div(heads[-1].log_softmax(-1), taught[teacher], reduction="batchmean")
+            if objective.noise_calibration:
+                loss = loss + F.cross_entropy(heads[0], targets)
         torch.autograd.backward(loss)
-        losses[width] = loss.item()
-        teacher = logits.detach().softmax(-1)
-    return losses
+        losses.append(loss.detach())
+        taught[width] = heads[-1].detach().softmax(-1)
+    return torch.stack(losses)

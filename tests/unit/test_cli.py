@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,8 +24,9 @@ from PIL import Image
 import server.lifecycle
 from scala_model import ScalaConfig, ScalaViT, save_checkpoint
 from scala_model.checkpoint import CheckpointError, read_checkpoint
+from scala_model.correctness import read_correctness
 from scala_model.train.loop import Trainer
-from scala_model.train.recipes import RECIPES, Recipe
+from scala_model.train.recipe import Recipe
 from server.cli import main
 from server.settings import Settings
 
@@ -101,10 +103,11 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _toy_recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(RECIPES, "toy", TOY)
-    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("scala_model.train.recipes.toy.RECIPE", TOY)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     yield
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 # -- help
@@ -160,7 +163,7 @@ def test_the_package_runs_as_a_module() -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("scala-serve: there is no recipe 'nonsense'; there are scala-xs-tiny-imagenet, ")
+    assert done.stderr.startswith("scala-serve: there is no recipe 'nonsense'; there are fine-tune, ")
     assert "Traceback" not in done.stderr
 
 
@@ -240,6 +243,88 @@ def test_training_leaves_a_measured_checkpoint(run: Any, data: Path, tmp_path: P
     last = json.loads(outcome.out.splitlines()[-1])
     assert last["checkpoint"] == str(tmp_path / "out" / "checkpoint" / "toy")
     assert [entry["width"] for entry in last["widths"]] == [0.5, 1.0]
+    matrix = read_correctness(tmp_path / "out" / "checkpoint" / "toy")
+    assert matrix is not None
+    assert [matrix.accuracy(width) for width in TOY.config.widths] == [
+        pytest.approx(entry["accuracy"], abs=1e-4) for entry in last["widths"]
+    ]
+    assert (tmp_path / "out" / "checkpoint" / "toy" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_baseline_another_length_and_the_moving_average(
+    run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scala_model.train.recipes.toy.RECIPE", replace(TOY, ema_decay=0.9))
+    outcome = run("train", "toy:separate-0.5", "--data", data, "--epochs", 1, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    for name in ("toy-separate-0.5", "toy-separate-0.5-ema"):
+        read = read_checkpoint(Path("runs/toy-separate-0.5/checkpoint") / name)
+        assert read.config.embed_dim == 4
+        training = read.card["training"]
+        assert (training["recipe"], training["steps"], training["width"]) == ("toy:separate-0.5", 4, 0.5)
+        assert training["objective"] == "one width, labels alone"
+    assert len([line for line in outcome.out.splitlines() if line.startswith('{"checkpoint"')]) == 2
+
+    outcome = run("train", "toy:us-net", "--data", data, "--epochs", 1, "--device", "cpu")
+    read = read_checkpoint(Path("runs/toy-us-net/checkpoint/toy-us-net"))
+    assert read.card["training"]["objective"] == "US-Net"
+    assert not read.config.isolated_activation
+
+
+def test_fine_tuning_keeps_the_head_only_for_the_same_classes(
+    run: Any, data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The toy checkpoint's classes have no names, so three classes are taken for its own; two never are."""
+    recipe = tmp_path / "short.py"
+    recipe.write_text(
+        "from dataclasses import replace\nfrom scala_model.train.recipes import fine_tune\n"
+        "def recipe(config):\n    return replace(fine_tune.recipe(config), batch_size=10, learning_rate=1e-9)\n"
+    )
+    command = ("train", recipe, "--init", checkpoint, "--data", data, "--epochs", 1, "--device", "cpu")
+    outcome = run(*command, "--out", tmp_path / "same")
+    assert outcome.code == 0, outcome.err
+    assert "head is replaced" not in outcome.err
+    before, same = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "same" / "checkpoint" / "short")
+    for name, weights in before.weights.items():
+        np.testing.assert_allclose(same.weights[name], weights, atol=1e-3)
+    assert same.card["training"]["started from"] == "toy"
+
+    for shard in data.glob("*.parquet"):
+        table = pq.read_table(shard)
+        pq.write_table(table.filter(pc.less(table["label"], 2)), shard)
+    (data / "classes.tsv").write_text("n1\tred\nn2\tgreen\n")
+    outcome = run(*command, "--out", tmp_path / "fewer")
+    assert outcome.code == 0, outcome.err
+    assert "The data's 2 classes are not those of the checkpoint: its head is replaced by a new one" in outcome.err
+    fewer = read_checkpoint(tmp_path / "fewer" / "checkpoint" / "short")
+    assert fewer.weights["head.weight"].shape == (2, 8)
+    np.testing.assert_allclose(fewer.weights["norm.weight"], before.weights["norm.weight"], atol=1e-3)
+
+    outcome = run("train", "scala-s-tiny-imagenet", "--init", checkpoint, "--data", data, "--out", tmp_path / "other")
+    assert outcome.code == 2
+    assert "the checkpoint to start from has patch_size 4, the recipe 8; embed_dim 8, the recipe 384" in outcome.err
+    outcome = run("train", "fine-tune", "--data", data)
+    assert outcome.err == (
+        "scala-serve: the recipe fine-tune goes on from trained weights: name their checkpoint with --init DIR\n"
+    )
+
+
+def test_a_distilled_network_has_a_teacher(run: Any, data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "distilled.py"
+    recipe.write_text(
+        "from dataclasses import replace\nfrom scala_model.train.recipe import find\nTOY = find('toy')\n"
+        "RECIPE = replace(TOY, config=replace(TOY.config, distilled=True))\n"
+    )
+    command = ("train", recipe, "--data", data, "--out", tmp_path / "out", "--device", "cpu")
+    outcome = run(*command)
+    assert outcome.code == 2
+    assert "--teacher DIR" in outcome.err
+    outcome = run(*command, "--teacher", checkpoint)
+    assert outcome.code == 0, outcome.err
+    read = read_checkpoint(tmp_path / "out" / "checkpoint" / "distilled")
+    assert read.config.distilled
+    assert read.card["training"]["external teacher"] == "toy"
 
 
 def test_the_folder_is_runs_slash_recipe_and_validation_images_may_lack(
@@ -251,19 +336,20 @@ def test_the_folder_is_runs_slash_recipe_and_validation_images_may_lack(
     assert read_checkpoint(Path("runs/toy/checkpoint/toy")).card["evaluation"] is None
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     command = ("train", "toy", "--data", data, "--out", tmp_path / "out", "--device", "cpu")
-    step = Trainer.train_step
+    step = Trainer._update
 
-    def interrupted(self: Trainer) -> Any:
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
         if self.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self)
+            os.kill(os.getpid(), number)
+        return step(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", interrupted)
+        patched.setattr(Trainer, "_update", interrupted)
         outcome = run(*command)
     assert outcome.code == 130
     assert "Stopped at step 5 of 12, all saved. To go on, run the same command again." in outcome.err
@@ -280,27 +366,28 @@ def test_another_recipes_folder_is_refused(
 ) -> None:
     command = ("train", "toy", "--data", data, "--out", tmp_path / "out", "--device", "cpu")
     assert run(*command).code == 0
-    monkeypatch.setitem(RECIPES, "toy", replace(TOY, learning_rate=0.5))
+    monkeypatch.setattr("scala_model.train.recipes.toy.RECIPE", replace(TOY, learning_rate=0.5))
     outcome = run(*command)
     assert outcome.code == 2
-    assert "state.pt belongs to another recipe, seed or data set" in outcome.err
+    assert "state.pt belongs to a run with another recipe: use another folder or delete it" in outcome.err
 
 
 def test_training_data_that_does_not_fit_is_refused_before_any_training(run: Any, data: Path, tmp_path: Path) -> None:
     (data / "classes.tsv").write_text("n1\tred\nn2\tgreen\n")
     outcome = run("train", "toy", "--data", data, "--out", tmp_path / "out")
     assert outcome.code == 2
-    assert outcome.err == f"scala-serve: {data / 'classes.tsv'} lists 2 classes; the recipe toy has 3\n"
+    assert "label 2" in outcome.err
+    assert outcome.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     outcome = run("train", "toy", "--data", tmp_path / "nowhere")
     assert outcome.code == 2
-    assert "no classes.tsv in" in outcome.err
+    assert "no train images in" in outcome.err
 
 
 def test_an_unknown_recipe_lists_the_known_ones(run: Any, data: Path) -> None:
     outcome = run("train", "tyo", "--data", data)
     assert outcome.code == 2
-    assert outcome.err.startswith("scala-serve: there is no recipe 'tyo'; there are scala-xs-tiny-imagenet")
+    assert outcome.err.startswith("scala-serve: there is no recipe 'tyo'; there are fine-tune, scala-s-")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -310,7 +397,7 @@ def test_a_missing_gpu_is_one_sentence(run: Any, data: Path, checkpoint: Path) -
         assert outcome == Outcome(2, "", "scala-serve: torch finds no CUDA device: use --device cpu\n")
 
 
-@pytest.mark.parametrize("missing", ["torch", "pyarrow"])
+@pytest.mark.parametrize("missing", ["torch", "pyarrow", "matplotlib"])
 def test_a_missing_extra_is_one_sentence(
     run: Any, data: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
@@ -336,13 +423,16 @@ def test_evaluate_records_the_accuracies_and_ends_with_json(run: Any, data: Path
     assert last == {
         "checkpoint": str(checkpoint),
         "images": 12,
-        "widths": [{key: entry[key] for key in ("width", "accuracy", "accuracy_ci95")} for entry in card["widths"]],
+        "widths": card["widths"],
     }
+    assert all(0 <= entry["calibration_error"] <= 1 and entry["accuracy_top5"] == 1 for entry in card["widths"])
     table = outcome.out[: outcome.out.rindex("{", 0, outcome.out.index('"checkpoint"'))]
     for words in (
         "width",
         "top-1 %",
         "95 % interval",
+        "top-5 %",
+        "ECE",
         "parameters",
         "MACs",
         "0.5",
@@ -365,8 +455,39 @@ def test_evaluate_refuses_in_one_sentence(run: Any, data: Path, checkpoint: Path
     assert "config.json does not exist: a checkpoint is a folder" in outcome.err
     outcome = run("evaluate", checkpoint, "--data", tmp_path)
     assert outcome.code == 2
-    assert "no val-*.parquet in" in outcome.err
+    assert "no val images in" in outcome.err
     (data / "val-00000-of-00001.parquet").write_bytes(b"nothing")
     outcome = run("evaluate", checkpoint, "--data", data)
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
+
+
+def test_evaluate_refuses_other_classes(run: Any, data: Path, tmp_path: Path) -> None:
+    """Named otherwise, or another number of them: an accuracy would mean nothing."""
+    classes = [{"class_id": i, "id": name, "label": name} for i, name in enumerate(("cat", "dog", "cow"))]
+    save_checkpoint(tmp_path / "animals", ScalaViT(TOY.config), {"classes": classes})
+    save_checkpoint(tmp_path / "four", ScalaViT(replace(TOY.config, num_classes=4)))
+    for name in ("animals", "four"):
+        outcome = run("evaluate", tmp_path / name, "--data", data)
+        assert outcome.code == 2
+        assert "has other classes than" in outcome.err
+
+
+# -- import-weights
+
+
+def test_published_weights_become_a_checkpoint(run: Any, data: Path, tmp_path: Path) -> None:
+    model = ScalaViT(replace(TOY.config, smallest=1.0, layer_norm_eps=1e-6))
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "deit.pth")
+    outcome = run("import-weights", tmp_path / "deit.pth", tmp_path / "deit", "--num-heads", 2)
+    assert outcome.code == 0, outcome.err
+    assert "vit: 8 px, patch 4, 8 channels, depth 1, 2 heads" in outcome.out
+    assert "widths 1 (" in outcome.out
+    read = read_checkpoint(tmp_path / "deit")
+    assert (read.config.layer_norm_eps, read.card["evaluation"]) == (1e-6, None)
+
+    assert run("evaluate", tmp_path / "deit", "--data", data).code == 0
+    assert read_checkpoint(tmp_path / "deit").card["evaluation"]["images"] == 12
+    outcome = run("import-weights", tmp_path / "deit.pth", tmp_path / "deit", "--num-heads", 2)
+    assert outcome.code == 2
+    assert "exists already: name a folder that is new or empty" in outcome.err

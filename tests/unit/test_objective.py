@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from scala_model import ScalaConfig, ScalaViT, Width
 from scala_model.config import variant
-from scala_model.train.objective import backward_scala, sample_widths
+from scala_model.train.objective import backward, sample_widths
+from scala_model.train.recipe import Objective, us_net, without
+from scala_model.train.recipes.scala_s_tiny_imagenet import RECIPE
+
+SCALA = Objective()
+US_NET = us_net(RECIPE).objective
 
 
 def config(granularity: float, smallest: float = 0.25, largest: float = 1.0) -> ScalaConfig:
@@ -45,7 +51,7 @@ def config(granularity: float, smallest: float = 0.25, largest: float = 1.0) -> 
 )
 def test_four_networks_one_of_each_half(granularity: float, upper: list[float], lower: list[float]) -> None:
     rng = random.Random(0)
-    draws = [tuple(map(float, sample_widths(config(granularity), rng))) for _ in range(2000)]
+    draws = [tuple(map(float, sample_widths(config(granularity), SCALA, rng))) for _ in range(2000)]
     assert all(len(draw) == 4 and draw[0] == 1.0 and draw[3] == 0.25 for draw in draws)
     for place, half in ((1, upper), (2, lower)):
         counts = {ratio: sum(draw[place] == ratio for draw in draws) for ratio in half}
@@ -55,17 +61,17 @@ def test_four_networks_one_of_each_half(granularity: float, upper: list[float], 
 
 def test_the_halves_part_at_the_middle_of_the_range() -> None:
     rng = random.Random(0)
-    draws = {tuple(map(float, sample_widths(config(0.125, 0.5), rng))) for _ in range(100)}
+    draws = {tuple(map(float, sample_widths(config(0.125, 0.5), SCALA, rng))) for _ in range(100)}
     assert draws == {(1.0, 0.75, 0.625, 0.5), (1.0, 0.875, 0.625, 0.5)}
-    draws = {tuple(map(float, sample_widths(config(0.125, 0.25, 0.75), rng))) for _ in range(100)}
+    draws = {tuple(map(float, sample_widths(config(0.125, 0.25, 0.75), SCALA, rng))) for _ in range(100)}
     assert draws == {(0.75, 0.5, 0.375, 0.25), (0.75, 0.625, 0.375, 0.25)}
 
 
 def test_an_empty_half_skips_its_pass() -> None:
     rng = random.Random(0)
-    assert [float(width) for width in sample_widths(config(0.375), rng)] == [1.0, 0.625, 0.25]
-    assert [float(width) for width in sample_widths(config(0.75), rng)] == [1.0, 0.25]
-    assert [float(width) for width in sample_widths(config(0.25, 1.0), rng)] == [1.0]
+    assert [float(width) for width in sample_widths(config(0.375), SCALA, rng)] == [1.0, 0.625, 0.25]
+    assert [float(width) for width in sample_widths(config(0.75), SCALA, rng)] == [1.0, 0.25]
+    assert [float(width) for width in sample_widths(config(0.25, 1.0), SCALA, rng)] == [1.0]
 
 
 # -- the loss
@@ -78,9 +84,9 @@ class Spy:
         self.logits = {Width(ratio): torch.tensor(rows, requires_grad=True) for ratio, rows in logits.items()}
         self.calls: list[Width] = []
 
-    def __call__(self, images: Tensor, width: Width) -> Tensor:
+    def __call__(self, images: Tensor, width: Width) -> tuple[Tensor, ...]:
         self.calls.append(width)
-        return self.logits[width]
+        return (self.logits[width],)
 
     def gradient(self, ratio: float) -> list[list[float]]:
         gradient = self.logits[Width(ratio)].grad
@@ -100,16 +106,18 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 def test_each_network_is_taught_by_the_next_larger_one_and_by_the_labels() -> None:
     # softmax of (0, ln 3) is (1/4, 3/4), of (0, 0) is (1/2, 1/2), of (ln 3, 0) is (3/4, 1/4)
     spy = Spy({1.0: [[0.0, LN3]], 0.75: [[0.0, 0.0]], 0.5: [[LN3, 0.0]], 0.25: [[0.0, LN3]]})
-    losses = backward_scala(spy, IMAGE, torch.tensor([[0.0, 1.0]]), widths((1.0, 0.75, 0.5, 0.25)))
+    losses = backward(spy, IMAGE, torch.tensor([[0.0, 1.0]]), widths((1.0, 0.75, 0.5, 0.25)), SCALA)
 
     assert spy.calls == list(widths((1.0, 0.75, 0.5, 0.25)))
     ln = math.log
-    assert losses == {
-        Width(1.0): pytest.approx(-ln(3 / 4)),
-        Width(0.75): pytest.approx(-ln(1 / 2) + (1 / 4) * ln((1 / 4) / (1 / 2)) + (3 / 4) * ln((3 / 4) / (1 / 2))),
-        Width(0.5): pytest.approx(-ln(1 / 4) + (1 / 2) * ln((1 / 2) / (3 / 4)) + (1 / 2) * ln((1 / 2) / (1 / 4))),
-        Width(0.25): pytest.approx(-ln(3 / 4) + (3 / 4) * ln((3 / 4) / (1 / 4)) + (1 / 4) * ln((1 / 4) / (3 / 4))),
-    }
+    assert losses.tolist() == pytest.approx(
+        [
+            -ln(3 / 4),
+            -ln(1 / 2) + (1 / 4) * ln((1 / 4) / (1 / 2)) + (3 / 4) * ln((3 / 4) / (1 / 2)),
+            -ln(1 / 4) + (1 / 2) * ln((1 / 2) / (3 / 4)) + (1 / 2) * ln((1 / 2) / (1 / 4)),
+            -ln(3 / 4) + (3 / 4) * ln((3 / 4) / (1 / 4)) + (1 / 4) * ln((1 / 4) / (3 / 4)),
+        ]
+    )
     # d/dlogits of both terms: (own - label) + (own - teacher). Students do not move their teachers.
     assert spy.gradient(1.0) == [pytest.approx([0.25, -0.25])]
     assert spy.gradient(0.75) == [pytest.approx([0.5 + 0.25, -0.5 - 0.25])]
@@ -120,19 +128,110 @@ def test_each_network_is_taught_by_the_next_larger_one_and_by_the_labels() -> No
 def test_labels_may_be_mixed_and_the_loss_is_the_mean_over_images() -> None:
     spy = Spy({1.0: [[0.0, LN3], [0.0, 0.0]], 0.25: [[0.0, 0.0], [0.0, 0.0]]})
     targets = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
-    losses = backward_scala(spy, IMAGE.expand(2, -1, -1, -1), targets, widths((1.0, 0.25)))
+    losses = backward(spy, IMAGE.expand(2, -1, -1, -1), targets, widths((1.0, 0.25)), SCALA)
 
     ln = math.log
     largest = [-0.5 * ln(1 / 4) - 0.5 * ln(3 / 4), ln(2)]
     smallest = [ln(2) + 0.25 * ln(1 / 2) + 0.75 * ln(3 / 2), ln(2)]
-    assert losses == {Width(1.0): pytest.approx(sum(largest) / 2), Width(0.25): pytest.approx(sum(smallest) / 2)}
+    assert losses.tolist() == pytest.approx([sum(largest) / 2, sum(smallest) / 2])
     assert spy.gradient(1.0) == [pytest.approx([(0.25 - 0.5) / 2, (0.75 - 0.5) / 2]), pytest.approx([-0.2, 0.2])]
 
 
 def test_the_largest_alone_is_plain_cross_entropy() -> None:
     spy = Spy({1.0: [[0.0, LN3]]})
-    losses = backward_scala(spy, IMAGE, torch.tensor([[0.0, 1.0]]), widths((1.0,)))
-    assert losses == {Width(1.0): pytest.approx(-math.log(0.75))}
+    losses = backward(spy, IMAGE, torch.tensor([[0.0, 1.0]]), widths((1.0,)), SCALA)
+    assert losses.tolist() == pytest.approx([-math.log(0.75)])
+
+
+# -- the parts switched off, one by one. Own - teacher is the gradient of the transfer, own - label that of the labels.
+
+
+def four() -> Spy:
+    """softmax: (1/4, 3/4), (1/2, 1/2), (3/4, 1/4), (1/4, 3/4) from the largest down."""
+    return Spy({1.0: [[0.0, LN3]], 0.75: [[0.0, 0.0]], 0.5: [[LN3, 0.0]], 0.25: [[0.0, LN3]]})
+
+
+def first_gradients(objective: Objective, ratios: Iterable[float] = (1.0, 0.75, 0.5, 0.25)) -> list[float]:
+    """Of the first logit of each network in ``four``, the label being the second class."""
+    spy = four()
+    backward(spy, IMAGE, torch.tensor([[0.0, 1.0]]), widths(ratios), objective)
+    return [spy.gradient(ratio)[0][0] for ratio in (1.0, 0.75, 0.5, 0.25)]
+
+
+def test_without_progressive_transfer_the_largest_teaches_all() -> None:
+    objective = without(RECIPE, "progressive-transfer").objective
+    expected = [0.25, 0.5 + (0.5 - 0.25), 0.75 + (0.75 - 0.25), 0.25 + (0.25 - 0.25)]
+    assert first_gradients(objective) == pytest.approx(expected)
+
+
+def test_without_noise_calibration_only_the_largest_sees_labels() -> None:
+    objective = without(RECIPE, "noise-calibration").objective
+    assert first_gradients(objective) == pytest.approx([0.25, 0.5 - 0.25, 0.75 - 0.5, 0.25 - 0.75])
+
+
+def test_us_net_has_one_teacher_and_no_labels_for_the_taught() -> None:
+    assert first_gradients(US_NET) == pytest.approx([0.25, 0.5 - 0.25, 0.75 - 0.25, 0.25 - 0.25])
+
+
+def test_equal_draws_are_taught_by_the_next_larger_width_both_times() -> None:
+    once, twice = (first_gradients(SCALA, ratios) for ratios in ((1.0, 0.75, 0.5, 0.25), (1.0, 0.75, 0.5, 0.5, 0.25)))
+    assert twice == pytest.approx([once[0], once[1], 2 * once[2], once[3]])
+
+
+def test_without_stable_sampling_both_middles_come_from_the_whole_range() -> None:
+    for objective in (without(RECIPE, "stable-sampling").objective, US_NET):
+        rng = random.Random(0)
+        draws = [tuple(map(float, sample_widths(config(0.125), objective, rng))) for _ in range(4000)]
+        assert all(draw[0] == 1.0 and draw[3] == 0.25 and draw[1] >= draw[2] for draw in draws)
+        pairs = {draw[1:3] for draw in draws}
+        middles = (0.375, 0.5, 0.625, 0.75, 0.875)
+        assert pairs == {(a, b) for a in middles for b in middles if a >= b}  # both of one half, and equal ones, too
+        for ratio in middles:
+            share = sum(draw.count(ratio) for draw in draws) / 8000
+            assert share == pytest.approx(1 / 5, abs=0.02)
+    rng = random.Random(0)
+    assert [float(width) for width in sample_widths(config(0.75), US_NET, rng)] == [1.0, 0.25]
+    assert [float(width) for width in sample_widths(config(0.25, 1.0), US_NET, rng)] == [1.0]
+
+
+def test_without_isolated_activation_every_gradient_is_a_prefix() -> None:
+    ablated = without(replace(RECIPE, config=toy().config), "isolated-activation")
+    assert ablated.objective == SCALA
+    found = gradients(0.5, config=ablated.config)
+    assert nonzero(found["cls_token"], 2) == list(range(0, 8))
+    assert nonzero(found["blocks.1.attn.qkv.weight"], 0) == list(range(0, 24))
+    assert nonzero(found["blocks.1.mlp.fc2.weight"], 1) == list(range(0, 32))
+
+
+# -- the distilled variant: labels on the class token's output, teachers on the distillation token's
+
+
+class TwoHeads:
+    """Known logits of both heads."""
+
+    def __init__(self, logits: dict[float, tuple[list[float], list[float]]]) -> None:
+        self.heads = {
+            Width(ratio): tuple(torch.tensor([row], requires_grad=True) for row in rows)
+            for ratio, rows in logits.items()
+        }
+
+    def __call__(self, images: Tensor, width: Width) -> tuple[Tensor, ...]:
+        return self.heads[width]
+
+    def first_gradients(self, ratio: float) -> list[float]:
+        return [float(head.grad[0, 0]) for head in self.heads[Width(ratio)] if head.grad is not None]
+
+
+def test_an_external_teacher_has_half_of_the_largest_loss() -> None:
+    heads = TwoHeads({1.0: ([0.0, LN3], [0.0, 0.0]), 0.25: ([0.0, 0.0], [LN3, 0.0])})
+    labels, teacher = torch.tensor([[0.0, 1.0]]), torch.tensor([0])
+    losses = backward(heads, IMAGE, labels, widths((1.0, 0.25)), SCALA, teacher)
+
+    ln = math.log
+    transfer = (1 / 2) * ln((1 / 2) / (3 / 4)) + (1 / 2) * ln((1 / 2) / (1 / 4))
+    assert losses.tolist() == pytest.approx([(ln(4 / 3) + ln(2)) / 2, transfer + ln(2)])
+    assert heads.first_gradients(1.0) == pytest.approx([0.25 / 2, (0.5 - 1.0) / 2])  # label: second, teacher: first
+    assert heads.first_gradients(0.25) == pytest.approx([0.5, 0.75 - 0.5])
 
 
 # -- where gradients go: D = 16, so 48 rows of qkv and 64 hidden channels
@@ -156,10 +255,10 @@ def toy() -> ScalaViT:
     )
 
 
-def gradients(*ratios: float) -> dict[str, Tensor]:
-    model = toy()
+def gradients(*ratios: float, config: ScalaConfig | None = None) -> dict[str, Tensor]:
+    model = toy() if config is None else ScalaViT(config)
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    backward_scala(model, images, torch.eye(5)[:4], widths(ratios))
+    backward(model.heads, images, torch.eye(5)[:4], widths(ratios), SCALA)
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -13,8 +13,8 @@ Range = tuple[int, int]
 
 def ranges(granularity: float, ratio: float, **options: bool) -> tuple[Range, Range, Range]:
     """(start, stop) of the embedding's, the qkv's and the hidden channels of a DeiT-S."""
-    config = variant("deit-s", image_size=224, patch_size=16, num_classes=1000, granularity=granularity)
-    s = slices_of(config, Width(ratio), **options)
+    config = variant("deit-s", image_size=224, patch_size=16, num_classes=1000, granularity=granularity, **options)
+    s = slices_of(config, Width(ratio))
     assert all(part.step is None for part in (s.embed, s.qkv, s.hidden))
     return (s.embed.start, s.embed.stop), (s.qkv.start, s.qkv.stop), (s.hidden.start, s.hidden.stop)
 
@@ -98,5 +98,5 @@ def test_a_lone_width_and_the_ends_of_two_are_prefixes() -> None:
 
 
 def test_without_isolation_every_width_is_a_prefix() -> None:
-    assert ranges(0.125, 0.625, isolated=False) == ((0, 240), (0, 720), (0, 960))
-    assert ranges(0.125, 0.25, isolated=False) == ((0, 96), (0, 288), (0, 384))
+    assert ranges(0.125, 0.625, isolated_activation=False) == ((0, 240), (0, 720), (0, 960))
+    assert ranges(0.125, 0.25, isolated_activation=False) == ((0, 96), (0, 288), (0, 384))

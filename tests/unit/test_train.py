@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from scala_model import ScalaConfig, Width
+from scala_model import ScalaConfig, ScalaViT
 from scala_model.preprocess import Preprocessing
 from scala_model.train.data import ImageSet
 from scala_model.train.evaluation import evaluate
-from scala_model.train.loop import Trainer, TrainingError
-from scala_model.train.recipes import RECIPES, Recipe
+from scala_model.train.loop import Teacher, Trainer, TrainingError
+from scala_model.train.parallel import Processes
+from scala_model.train.recipe import Recipe, separate, us_net, without
 
 TOY = Recipe(
     config=ScalaConfig(
@@ -57,8 +63,8 @@ def drawings(count: int, size: int, seed: int) -> ImageSet:
     return ImageSet(pixels, labels)
 
 
-def trainer(folder: Path, recipe: Recipe = TOY, *, seed: int = 0, count: int = 250) -> Trainer:
-    return Trainer(recipe, drawings(count, recipe.resident_size, 0), folder, seed=seed)
+def trainer(folder: Path, recipe: Recipe = TOY, *, seed: int = 0, count: int = 250, **options: Any) -> Trainer:
+    return Trainer(recipe, drawings(count, recipe.resident_size, 0), folder, seed=seed, **options)
 
 
 def quiet(step: int, text: str) -> None:
@@ -90,7 +96,9 @@ def test_every_width_learns(tmp_path: Path) -> None:
 
 # -- going on after a stop
 
-SHORT = replace(TOY, epochs=4, mixup=0.4, cutmix=0.5, drop_path=0.2)  # 20 steps, 10 of them of the largest alone
+SHORT = replace(  # 20 steps, 10 of them of the largest alone, everything random switched on
+    TOY, epochs=4, mixup=0.4, cutmix=0.5, drop_path=0.2, rand_augment=5, erasing=0.3, ema_decay=0.9
+)
 
 
 class Killed(BaseException):
@@ -119,6 +127,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, killed_at: int) -
     assert second.step == killed_at // 4 * 4
     second.run(save_every=4, progress=quiet)
     assert_same(second, weights(whole))
+    assert all(torch.equal(average, whole.ema[name]) for name, average in second.ema.items())
 
 
 def test_a_run_asked_to_stop_saves_and_goes_on_later(tmp_path: Path) -> None:
@@ -150,7 +159,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
         torch.manual_seed(len(runs))
         runs.append(trainer(tmp_path / folder, SHORT, seed=seed))
         for _ in range(12):
-            runs[-1].train_step()
+            next(runs[-1].steps())
     assert_same(runs[1], weights(runs[0]))
     with pytest.raises(AssertionError):
         assert_same(runs[2], weights(runs[0]))
@@ -160,17 +169,18 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert trainer(tmp_path).resume() is False
 
 
-@pytest.mark.parametrize("other", ["recipe", "seed", "images"])
+@pytest.mark.parametrize("other", ["recipe", "seed", "data set", "weights to start from"])
 def test_the_state_of_another_run_is_refused(tmp_path: Path, other: str) -> None:
     run = trainer(tmp_path)
-    run.train_step()
+    next(run.steps())
     run.save()
     different = {
         "recipe": lambda: trainer(tmp_path, replace(TOY, learning_rate=1e-3)),
         "seed": lambda: trainer(tmp_path, seed=1),
-        "images": lambda: trainer(tmp_path, count=251),
+        "data set": lambda: trainer(tmp_path, count=251),
+        "weights to start from": lambda: trainer(tmp_path, init="aa"),
     }[other]()
-    with pytest.raises(TrainingError, match=r"state\.pt belongs to another recipe, seed or data set"):
+    with pytest.raises(TrainingError, match=rf"state\.pt belongs to a run with another {other}: use another folder"):
         different.resume()
     assert different.step == 0
 
@@ -190,9 +200,9 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_killed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path)
-    run.train_step()
+    next(run.steps())
     run.save()
-    run.train_step()
+    next(run.steps())
 
     def cut_off(state: object, path: Path) -> None:
         path.write_bytes(b"half a sta")
@@ -213,7 +223,7 @@ def test_a_killed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     for _ in range(2):
-        run.train_step()
+        next(run.steps())
     run.save()
     state = (tmp_path / "state.pt").read_bytes()
     with torch.no_grad():
@@ -232,7 +242,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path,
     before = weights(run)
     run.model.cls_token.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
     with pytest.raises(TrainingError, match=r"gradient \(norm (inf|nan)\) that is not finite"):
-        run.train_step()
+        next(run.steps())
     assert run.step == 0
     assert_same(run, before)
 
@@ -259,13 +269,13 @@ def test_the_rate_warms_up_and_then_falls_along_a_cosine(tmp_path: Path) -> None
 
 def test_the_first_epochs_train_the_largest_alone(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    widths = [set(run.train_step()) for _ in range(14)]
-    assert widths == [{Width(1)}] * 10 + [{Width(1), Width(0.625), Width(0.25)}] * 4
+    widths = [[width for width, _ in next(run.steps())["loss"]] for _ in range(14)]
+    assert widths == [["1"]] * 10 + [["1", "0.625", "0.25"]] * 4
 
 
 def test_every_image_is_seen_once_an_epoch_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path)
-    run.data = ImageSet(run.data.pixels, torch.arange(250))
+    run.data = ImageSet(torch.zeros(250, 16, 16, 3, dtype=torch.uint8), torch.arange(250))
     seen: list[int] = []
 
     def note(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
@@ -273,9 +283,8 @@ def test_every_image_is_seen_once_an_epoch_in_another_order(tmp_path: Path, monk
         return torch.zeros(len(labels), num_classes)
 
     monkeypatch.setattr("scala_model.train.loop.soft_labels", note)
-    for run.step in range(10):
-        run._batch()
-    first, second = seen[:250], seen[250:]
+    assert sum(1 for _ in run._batches()) == 60
+    first, second = seen[:250], seen[250:500]
     assert sorted(first) == sorted(second) == list(range(250))
     assert first != second
 
@@ -295,17 +304,177 @@ def test_the_log_tells_each_networks_loss(tmp_path: Path) -> None:
     trainer(tmp_path, SHORT).run(log_every=10, progress=lambda step, text: texts.append(text))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
-    assert [list(line["loss"]) for line in lines] == [["1"], ["1", "0.625", "0.25"]]
+    assert [[width for width, _ in line["loss"]] for line in lines] == [["1"], ["1", "0.625", "0.25"]]
+    assert all(line["gradient_norm"] > 0 for line in lines)
     assert lines[1]["epoch"] == 4.0
     assert "images/s" in texts[0]
 
 
-# -- recipes
+# -- the moving average
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_can_be_built(name: str) -> None:
-    recipe = RECIPES[name]
-    assert recipe.config.num_classes == 200
-    assert Preprocessing(recipe.resident_size).image_size >= recipe.config.image_size
-    assert recipe.largest_only_epochs < recipe.epochs
+def test_the_average_follows_the_weights_and_forgets_the_start(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(TOY, ema_decay=0.5))
+    average = weights(run)
+    for step in range(1, 6):
+        next(run.steps())
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * tensor for name, tensor in weights(run).items()}
+    assert average.keys() == run.ema.keys()
+    for name, tensor in run.ema.items():
+        torch.testing.assert_close(tensor, average[name])
+
+
+# -- the baselines run in the same loop
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        (us_net(TOY), ["1", "0.625", "0.625", "0.25"]),
+        (without(TOY, "stable-sampling"), ["1", "0.625", "0.625", "0.25"]),
+        (without(TOY, "isolated-activation"), ["1", "0.625", "0.25"]),
+        (separate(TOY, 0.25), ["1"]),
+    ],
+)
+def test_every_baseline_trains(tmp_path: Path, recipe: Recipe, trained: list[str]) -> None:
+    run = trainer(tmp_path, replace(recipe, largest_only_epochs=0))
+    assert [width for width, _ in next(run.steps())["loss"]] == trained
+
+
+# -- an external teacher
+
+DISTILLED = replace(TOY, config=replace(TOY.config, distilled=True))
+
+
+def teacher(mean: float = 0.5, **changes: Any) -> Teacher:
+    torch.manual_seed(7)
+    network = ScalaViT(replace(TOY.config, smallest=1.0, **changes)).subnet(1.0)
+    size = network.config.image_size
+    return Teacher("t", network, Preprocessing(size, mean=(mean,) * 3, std=(0.25,) * 3))
+
+
+def test_a_distilled_network_learns_from_labels_and_teacher(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(DISTILLED, largest_only_epochs=0), teacher=teacher())
+    before = weights(run)
+    next(run.steps())
+    for name in ("head.weight", "head_dist.weight", "dist_token"):
+        assert not torch.equal(run.model.state_dict()[name], before[name])
+
+
+def test_the_teacher_sees_what_the_network_sees_in_its_own_normalisation(tmp_path: Path) -> None:
+    run, asked = trainer(tmp_path, DISTILLED, teacher=teacher(mean=0.5)), []
+    assert run.teacher is not None
+    run.teacher.network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    images, targets = next(run._batches())
+    run._backward(images, targets)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(asked[0], (images * std + mean - 0.5) / 0.25, atol=1e-5, rtol=0)
+
+
+def test_the_state_knows_its_teacher(tmp_path: Path) -> None:
+    trainer(tmp_path, DISTILLED, teacher=teacher()).save()
+    other = teacher()
+    other.name = "u"
+    with pytest.raises(TrainingError, match="another teacher"):
+        trainer(tmp_path, DISTILLED, teacher=other).resume()
+    assert trainer(tmp_path, DISTILLED, teacher=teacher()).resume()
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"a distilled network needs an external teacher: .* --teacher DIR"):
+        trainer(tmp_path, DISTILLED)
+    with pytest.raises(TrainingError, match="only a distilled network has a head for an external teacher"):
+        trainer(tmp_path, TOY, teacher=teacher())
+    with pytest.raises(TrainingError, match="the teacher takes images of 16 px, the recipe makes 12 px"):
+        trainer(tmp_path, DISTILLED, teacher=teacher(image_size=16))
+
+
+# -- several processes
+
+
+def test_a_batch_is_shared_out_and_nothing_is_seen_twice(tmp_path: Path) -> None:
+    alone = trainer(tmp_path)
+    shares = [trainer(tmp_path, processes=Processes(rank, 2)) for rank in (0, 1)]
+    for step in (0, 4, 5):
+        parts = [share._chosen(step).tolist() for share in shares]
+        assert [len(part) for part in parts] == [25, 25]
+        assert sorted(parts[0] + parts[1]) == sorted(alone._chosen(step).tolist())
+    with pytest.raises(TrainingError, match="3 processes cannot share a batch of 50 evenly"):
+        trainer(tmp_path, processes=Processes(0, 3))
+
+
+# Everything random but dropped paths, which the two parts below would draw from one generator.
+SHARED = replace(SHORT, drop_path=0.0, epochs=3)
+
+
+class Half(Processes):
+    """One of two processes played in this one: what the exchange gives is put into its hands."""
+
+    mean: list[torch.Tensor]
+
+    def average(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in self.mean]
+
+
+def played(folder: Path) -> Trainer:
+    """Two processes' run, computed step by step by this one."""
+    halves = [Half(rank, 2) for rank in (0, 1)]
+    runs = [trainer(folder, SHARED, processes=half) for half in halves]
+    for batches in zip(*(run._batches() for run in runs), strict=True):
+        done = [run._backward(*batch) for run, batch in zip(runs, batches, strict=True)]
+        sent = [
+            [*(p.grad for p in run.model.parameters() if p.grad is not None), losses, torch.zeros(1)]
+            for run, (_, losses) in zip(runs, done, strict=True)
+        ]
+        mean = [(a + b) / 2 for a, b in zip(*sent, strict=True)]
+        for run, half, (chosen, losses) in zip(runs, halves, done, strict=True):
+            object.__setattr__(half, "mean", mean)
+            run._update(chosen, losses)
+    return runs[0]
+
+
+def together(folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Train in two real processes; what each has in the end."""
+    folder.mkdir(exist_ok=True)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*program, "-m", "tests.unit.share_of_training", folder, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_processes_train_one_network_with_one_exchange_a_step(tmp_path: Path) -> None:
+    first, second = together(tmp_path / "whole")
+    assert first["step"] == second["step"] == first["exchanges"] == 15
+    for name, expected in weights(played(tmp_path / "played")).items():
+        assert torch.equal(first["model"][name], second["model"][name])
+        torch.testing.assert_close(first["model"][name], expected, atol=1e-5, rtol=1e-4)
+
+    stopped = together(tmp_path / "stopped", 6)
+    assert [state["step"] for state in stopped] == [7, 7]  # asked of one, both stop
+    resumed = together(tmp_path / "stopped")
+    assert [state["exchanges"] for state in resumed] == [8, 8]
+    assert all(torch.equal(tensor, first["model"][name]) for name, tensor in resumed[1]["model"].items())
+
+
+# -- compiled
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
+def test_a_block_is_compiled_once_a_width_and_computes_the_same(tmp_path: Path) -> None:
+    """Three widths of three blocks: three graphs, not nine, so a run starts in a minute rather than in ten."""
+    eager = trainer(tmp_path, replace(TOY, config=replace(TOY.config, depth=3), drop_path=0.1))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = trainer(tmp_path, eager.recipe)
+    torch._dynamo.reset()
+    compiled._compile(backend=counter)
+    images, _ = next(eager._batches())
+    for width in TOY.config.widths:
+        torch.manual_seed(0)
+        expected = eager.model(images, width)
+        torch.manual_seed(0)
+        torch.testing.assert_close(compiled.model(images, width), expected)
+        compiled.model(images, width).sum().backward()
+    assert counter.frame_count == len(TOY.config.widths) == 3

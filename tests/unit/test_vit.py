@@ -234,14 +234,14 @@ def test_the_dense_network_has_the_models_precision_and_no_gradients() -> None:
 
 def test_dropped_paths_come_only_in_training_and_grow_with_depth() -> None:
     model = ScalaViT(ScalaConfig(**TOY | {"depth": 3}), drop_path=0.5)
-    assert [block.drop_path for block in model.blocks] == [0.0, 0.25, 0.5]
+    assert [float(block.drop.rate) for block in model.blocks] == [0.0, 0.25, 0.5]  # type: ignore[union-attr,arg-type]
     with torch.inference_mode():
         assert not torch.equal(model(images(), 1.0), model(images(), 1.0))
         assert torch.equal(model.eval()(images(), 1.0), model(images(), 1.0))
 
 
 def test_the_ablation_makes_every_width_a_prefix() -> None:
-    model = ScalaViT(ScalaConfig(**TOY), isolated=False).eval()
+    model = ScalaViT(ScalaConfig(**TOY, isolated_activation=False)).eval()
     dense = model.subnet(0.5)
     assert torch.equal(dense.cls_token, model.cls_token[..., :8])
     assert torch.equal(dense.state_dict()["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight[:24, :8])  # type: ignore[union-attr,index]

@@ -1,0 +1,29 @@
+"""Ten classes in minutes on any CPU: to see the whole way from pictures to a served checkpoint.
+
+scala-serve train toy --data DIR
+"""
+
+from scala_model.config import ScalaConfig
+from scala_model.train.recipe import Recipe
+
+RECIPE = Recipe(
+    config=ScalaConfig(
+        image_size=32,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=2,
+        mlp_ratio=4.0,
+        num_classes=10,
+        smallest=0.25,
+        largest=1.0,
+        granularity=0.25,
+    ),
+    epochs=20,
+    largest_only_epochs=2,
+    batch_size=50,
+    learning_rate=1e-3,
+    warmup_epochs=1,
+    resident_size=40,
+    clip_grad_norm=5.0,
+)

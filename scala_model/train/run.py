@@ -1,0 +1,229 @@
+"""From pictures to measured checkpoints: all that ``scala-serve train`` and ``evaluate`` do, without a command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scala_model.card import preprocessing_from_card
+from scala_model.checkpoint import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    write_card,
+)
+from scala_model.correctness import write_correctness
+from scala_model.preprocess import Preprocessing
+from scala_model.train import evaluation
+from scala_model.train.data import EncodedSet, Images, available_bytes, fits
+from scala_model.train.layouts import open_split
+from scala_model.train.loop import Teacher, Trainer
+from scala_model.train.parallel import Processes
+from scala_model.train.plot import Point, plot_accuracy
+from scala_model.train.recipe import Recipe, find, with_epochs
+from scala_model.train.transfer import transferred
+from scala_model.vit import ScalaViT
+from scala_model.width import Width
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer, and what its checkpoints' cards will say. ``folder`` receives state, log and checkpoints."""
+
+    name: str
+    folder: Path
+    trainer: Trainer
+    card: Mapping[str, Any]
+
+    def save_checkpoints(self) -> list[Path]:
+        """Write the weights as float16 to ``checkpoint/NAME``, their average, if kept, to ``checkpoint/NAME-ema``."""
+        written = [self._save(self.name, self.trainer.model.state_dict())]
+        if self.trainer.ema:
+            written.append(self._save(f"{self.name}-ema", self.trainer.ema))
+        return written
+
+    def _save(self, name: str, weights: Mapping[str, Tensor]) -> Path:
+        model = ScalaViT(self.trainer.recipe.config)
+        model.load_state_dict(weights)
+        folder = self.folder / "checkpoint" / name
+        save_checkpoint(folder, model.half(), self.card)
+        return folder
+
+
+def prepare(
+    name: str,
+    data: Path,
+    out: Path | None = None,
+    *,
+    device: torch.device,
+    processes: Processes,
+    seed: int = 0,
+    epochs: float | None = None,
+    init: Path | None = None,
+    teacher: Path | None = None,
+    say: Callable[[str], None],
+) -> Run:
+    """Read recipe, data and the weights to start from, and take up the state that the folder may hold.
+
+    ``out`` is ``runs/NAME`` by default; ``init`` and ``teacher`` are checkpoints' folders; ``say`` tells people what is
+    going on. Raises ValueError for whatever does not fit, before any training.
+    """
+    start = None if init is None else read_checkpoint(init)
+    recipe = find(name, None if start is None else start.config)
+    recipe = recipe if epochs is None else with_epochs(recipe, epochs)
+    images = open_split(data, "train")
+    recipe = replace(recipe, config=replace(recipe.config, num_classes=len(images.classes)))
+    short = Path(name).stem if name.endswith(".py") else name.replace(":", "-")
+    folder = out or Path("runs") / short
+    preprocessing = Preprocessing(recipe.config.image_size)
+    if start is not None:
+        preprocessing = replace(start.preprocessing, image_size=recipe.config.image_size)
+    weights = None if start is None else _start(start, recipe, images, say)
+    if images.num_skipped:
+        say(f"{images.num_skipped} files of {data} are hidden or no images: left out")
+    trainer = Trainer(
+        recipe,
+        load_images(images, Preprocessing(recipe.resident_size), device, processes, say),
+        folder,
+        device=device,
+        seed=seed,
+        preprocessing=preprocessing,
+        teacher=None if teacher is None else _teacher(teacher, recipe),
+        processes=processes,
+        init=None if start is None else start.card["weights_sha256"],
+    )
+    if weights is not None:
+        trainer.start_from(weights)
+    if trainer.resume():
+        say(f"Going on from step {trainer.step} of {trainer.num_steps}, saved in {folder}")
+    facts = _facts(name, trainer, f"{data.resolve().name}, {len(images.labels)} images")
+    facts |= {} if init is None else {"started from": init.resolve().name}
+    facts |= {} if teacher is None else {"external teacher": teacher.resolve().name}
+    card = {"classes": images.classes, "training": facts, "preprocessing": asdict(preprocessing)}
+    return Run(short, folder, trainer, card)
+
+
+def load_images(
+    images: EncodedSet, spec: Preprocessing, device: torch.device, processes: Processes, say: Callable[[str], None]
+) -> Images:
+    """The images decoded into the device's memory if they take at most half of this process's share, else streamed."""
+    if fits(len(images.labels), spec.image_size, available_bytes(device) // processes.world):
+        say(f"Decoding {len(images.labels)} images into memory")
+        return images.decode_all(spec).to(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, cores // processes.world)
+    say(f"Streaming {len(images.labels)} images, which decoded would not fit into memory, with {workers} processes")
+    return images.stream(spec, workers)
+
+
+def measure(
+    folder: Path,
+    data: Path,
+    *,
+    device: torch.device,
+    write: bool = True,
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the data's val split and return its card with what was measured.
+
+    Writes the card, the matrix of what each width gets right and ``accuracy.png`` unless told not to. ``progress`` is
+    told images done and in all, each width counting. Raises ValueError when the data are not the network's.
+    """
+    model = load_checkpoint(folder)
+    split = open_split(data, "val")
+    known, given = _labels(model.card["classes"]), _labels(split.classes)
+    if len(given) != len(known) or (given != known and _are_names(known) and _are_names(given)):
+        raise ValueError(f"{data} has other classes than {folder}: evaluate on the classes that it was trained for")
+    images = load_images(split, preprocessing_from_card(model.card), device, Processes(), say)
+    done, total = 0, len(images.labels) * len(model.config.widths)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    result = evaluation.evaluate(model, images, device=str(device), progress=advance)
+    dataset = f"{data.resolve().name} val"
+    card = evaluation.measured_card(model.card, result, dataset)
+    if write:
+        write_card(folder, card)
+        write_correctness(folder, result.matrix(dataset))
+        points = [Point(entry["macs"], entry["accuracy"], tuple(entry["accuracy_ci95"])) for entry in card["widths"]]
+        plot_accuracy(folder / "accuracy.png", {card["name"]: points})
+    return card
+
+
+def _start(start: Checkpoint, recipe: Recipe, images: EncodedSet, say: Callable[[str], None]) -> dict[str, Tensor]:
+    known, wanted = _labels(start.card["classes"]), _labels(images.classes)
+    keep_head = known == wanted or (len(known) == len(wanted) and not _are_names(known))
+    if not keep_head:
+        say(f"The data's {len(wanted)} classes are not those of the checkpoint: its head is replaced by a new one")
+    if recipe.config.image_size != start.config.image_size:
+        say(f"Position embedding resized from {start.config.image_size} to {recipe.config.image_size} px")
+    weights = build_model(start).state_dict()
+    return transferred(weights, start.config, recipe.config, keep_head=keep_head)
+
+
+def _labels(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [entry["label"] for entry in classes]
+
+
+def _are_names(labels: list[str]) -> bool:
+    """Whether classes have names, rather than the numbers that stand in for them."""
+    return labels != [str(i) for i in range(len(labels))]
+
+
+def _teacher(folder: Path, recipe: Recipe) -> Teacher:
+    model = load_checkpoint(folder)
+    if model.config.num_classes != recipe.config.num_classes:
+        raise ValueError(
+            f"the teacher {folder} knows {model.config.num_classes} classes, the data {recipe.config.num_classes}"
+        )
+    network = model.subnet(model.config.widths[-1])
+    if recipe.compile:
+        for block in network.blocks:
+            block.compile(dynamic=False)
+    return Teacher(model.card["weights_sha256"], network, preprocessing_from_card(model.card))
+
+
+def _facts(name: str, trainer: Trainer, dataset: str) -> dict[str, Any]:
+    """What the card tells people of how a network was made."""
+    recipe, method = trainer.recipe, name.partition(":")[2]
+    facts = {
+        "recipe": name,
+        "data set": dataset,
+        "objective": _objective(recipe),
+        "epochs": recipe.epochs,
+        "batch size": recipe.batch_size,
+        "learning rate": recipe.learning_rate,
+        "steps": trainer.num_steps,
+        "seed": trainer.seed,
+        "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
+        "processes": trainer.processes.world,
+        "torch": torch.__version__,
+    }
+    return facts | ({"width": float(Width(method.removeprefix("separate-")))} if method.startswith("separate-") else {})
+
+
+def _objective(recipe: Recipe) -> str:
+    if len(recipe.config.widths) == 1:
+        return "one width, labels alone"
+    parts = {
+        "Isolated Activation": recipe.config.isolated_activation,
+        "Progressive Knowledge Transfer": recipe.objective.progressive_transfer,
+        "Stable Sampling": recipe.objective.stable_sampling,
+        "Noise Calibration": recipe.objective.noise_calibration,
+    }
+    off = [part for part, on in parts.items() if not on]
+    if not off:
+        return f"Scala: {', '.join(parts)}"
+    return "US-Net" if len(off) == len(parts) else f"Scala without {', '.join(off)}"
