@@ -261,7 +261,11 @@ def _run(trainer: Trainer, *, show: bool) -> None:
     try:
         with _progress(show) as bar:
             task = bar.add_task("training", total=trainer.num_steps, completed=trainer.step)
-            trainer.run(log_every=10, progress=lambda step, text: bar.update(task, completed=step, description=text))
+            trainer.run(
+                log_every=10,
+                save_every=min(200, trainer.steps_per_epoch),
+                progress=lambda step, text: bar.update(task, completed=step, description=text),
+            )
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
