@@ -310,6 +310,17 @@ def test_fine_tuning_keeps_the_head_only_for_the_same_classes(
     )
 
 
+def test_what_does_not_fit_into_memory_is_streamed_to_the_same_weights(
+    run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", "toy", "--data", data, "--device", "cpu", "--out")
+    assert "Decoding 40 images into memory" in run(*command, tmp_path / "resident").err
+    monkeypatch.setattr("scala_model.train.run.fits", lambda *_: False)
+    assert "Streaming 40 images" in run(*command, tmp_path / "streamed").err
+    weights = [tmp_path / kind / "checkpoint" / "toy" / "model.safetensors" for kind in ("resident", "streamed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_distilled_network_has_a_teacher(run: Any, data: Path, checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "distilled.py"
     recipe.write_text(

@@ -61,7 +61,7 @@ def test_says_for_each_width_which_images_were_right(folder: Path) -> None:
         assert correct.tolist() == expected.tolist()
         assert result.accuracy(width) == pytest.approx(expected.float().mean().item())
         assert result.interval(width) == wilson_interval(int(expected.sum()), 50)
-    assert len({tuple(correct) for correct in result.correct.values()}) == 3
+    assert len({tuple(correct) for correct in result.correct.values()}) > 1
 
 
 def test_says_whether_the_label_is_among_the_first_five_and_how_sure_the_first_was() -> None:

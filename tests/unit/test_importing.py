@@ -451,7 +451,7 @@ def test_a_gap_between_blocks(file: Path) -> None:
     ("tensor", "words"),
     [
         (torch.ones(5, dtype=torch.int8), "head.bias is no plain tensor of floating-point numbers (torch.int8)"),
-        (torch.ones(5).to_sparse(), "head.bias is no plain tensor of floating-point numbers"),
+        (torch.ones(5).to_sparse(), "published.pth: "),  # torch 2.11 does not even read it
         (torch.ones(5, device="meta"), "head.bias is no plain tensor of floating-point numbers"),
         (torch.tensor([0, 0, float("nan"), 0, 0]), "head.bias has values that are not finite"),
         (torch.full((5,), 1e300, dtype=torch.float64), "head.bias has values that are not finite"),
