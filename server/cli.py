@@ -148,11 +148,11 @@ def train(
                 done = f"Stopped at step {trainer.step} of {trainer.num_steps}, all saved."
                 _say(f"{done} To go on, run the same command again.")
             raise typer.Exit(130)
-        if first:
-            for checkpoint in run.save_checkpoints():
-                _say(f"Wrote {checkpoint}")
-                if has_split(data, "val"):
-                    _measure(checkpoint, data, place, write=True)
+    if first:  # the others are done, and must not wait in the group while this one measures
+        for checkpoint in run.save_checkpoints():
+            _say(f"Wrote {checkpoint}")
+            if has_split(data, "val"):
+                _measure(checkpoint, data, place, write=True)
 
 
 @app.command()
@@ -261,11 +261,7 @@ def _run(trainer: Trainer, *, show: bool) -> None:
     try:
         with _progress(show) as bar:
             task = bar.add_task("training", total=trainer.num_steps, completed=trainer.step)
-            trainer.run(
-                log_every=10,
-                save_every=min(200, trainer.steps_per_epoch),
-                progress=lambda step, text: bar.update(task, completed=step, description=text),
-            )
+            trainer.run(progress=lambda step, text: bar.update(task, completed=step, description=text))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -276,13 +272,13 @@ def _measure(folder: Path, data: Path, device: torch.device, *, write: bool) -> 
     from scala_model.train.run import measure
 
     with _progress(True) as bar:
-        task = bar.add_task("evaluating", total=None)
+        task = bar.add_task("evaluating", visible=False)
         card = measure(
             folder,
             data,
             device=device,
             write=write,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
             say=_say,
         )
     _print_accuracy(folder, card)

@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,24 +127,22 @@ class EncodedSet:
     source: Source = field(repr=False)
     num_skipped: int = 0
 
-    def decode_all(self, spec: Preprocessing, progress: Callable[[int], None] | None = None) -> ImageSet:
-        """Every image, prepared as ``spec`` says, in threads. ``progress`` is told how many each of many steps did.
+    def decode_all(self, spec: Preprocessing) -> ImageSet:
+        """Every image, prepared as ``spec`` says, in threads.
 
         Raises ValueError that names the file, or shard and row, of an image that does not decode.
         """
         size, decoder = spec.image_size, _Decoder(self.source, spec)
         pixels = torch.empty((len(self.labels), size, size, 3), dtype=torch.uint8)
 
-        def decode(chunk: range) -> int:
+        def decode(chunk: range) -> None:
             for index in chunk:
                 pixels[index] = torch.from_numpy(decoder.pixels(index))
-            return len(chunk)
 
         chunks = [range(len(pixels))[start : start + _CHUNK] for start in range(0, len(pixels), _CHUNK)]
         with _quiet_but_for_bombs(), ThreadPoolExecutor() as pool:
-            for num_images in pool.map(decode, chunks):  # which cancels the rest after an error or Ctrl-C
-                if progress is not None:
-                    progress(num_images)
+            for _ in pool.map(decode, chunks):  # which cancels the rest after an error or Ctrl-C
+                pass
         return ImageSet(pixels, self.labels)
 
     def stream(self, spec: Preprocessing, workers: int) -> StreamedSet:
@@ -266,10 +264,11 @@ def fits(num_images: int, size_px: int, available_bytes: int) -> bool:
     return 2 * num_images * size_px * size_px * 3 <= available_bytes
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory for decoded images: the host's, where they are decoded, and the device's if that has less."""
+def available_bytes(device: torch.device, processes: int = 1) -> int:
+    """Free memory for decoded images: a process's share of the host's, where they are decoded, or its device's."""
     available = int(psutil.virtual_memory().available)
     for limit in _MEMORY_LIMITS:
         if limit.is_file() and (text := limit.read_text().strip()).isdigit():
             available = min(available, max(0, int(text) - psutil.Process().memory_info().rss))
-    return min(available, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available
+    share = available // processes
+    return min(share, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else share

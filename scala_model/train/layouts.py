@@ -27,7 +27,7 @@ def open_split(folder: Path, split: Literal["train", "val"]) -> EncodedSet:
     """The split of a data set in either layout, found by looking; ``val`` may also be called valid or validation.
 
     A folder a class: ``train/CLASS/**/*.jpg`` and other suffixes. Classes are the sorted names of train's folders, in
-    val too; ``classes.tsv`` beside train may tell their names by id.
+    val too, where there is a train; ``classes.tsv`` beside train may tell their names by id.
     Parquet: ``train-*.parquet``, here or in ``data``, with the columns ``image`` (binary, or a struct with ``bytes``)
     and ``label``. Classes are the rows of ``classes.tsv``, else the names that Hugging Face's schema holds, else
     numbered up to train's highest label.
@@ -158,9 +158,7 @@ def _highest_label(folder: Path, labels: list[Tensor]) -> int:
 
 
 def _open_tree(folder: Path, tree: Path) -> EncodedSet:
-    train = folder / "train"
-    if not train.is_dir():
-        raise ValueError(f"no folder {train}: its folders are the classes, which number those of {tree.name}")
+    train = folder / "train" if (folder / "train").is_dir() else tree
     ids = [entry.name for entry in _class_folders(train)]
     paths: list[str] = []
     labels: list[int] = []

@@ -1,8 +1,9 @@
 """The training loop: up to four networks a step, one optimizer step, resumable to the same numbers.
 
 Every random choice of a step (order, crops, widths, dropped paths) is drawn from the seed, the step's number and the
-process's rank alone, so a resumed run needs no generator state to repeat what an uninterrupted one would have done.
-The host waits for the device once a step, when the next batch is already on its way.
+process's rank alone, so a resumed run needs no generator state to repeat what an uninterrupted one would have done: to
+the last bit on a CPU, up to the order of sums on a GPU. The host waits for the device once a step, when the next batch
+is on its way.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(_decay_groups(self.model, recipe.weight_decay), lr=0.0, fused=True)
         self.steps_per_epoch = len(data.labels) // recipe.batch_size
         self.num_steps = round(recipe.epochs * self.steps_per_epoch)
+        if self.num_steps < 1:
+            raise TrainingError(
+                f"{recipe.epochs:g} epochs of {self.steps_per_epoch} steps are no step: give more epochs"
+            )
+        self._labels = data.labels.to(self.device)
         self.step = 0
         self._stop_asked = self._stopping = False
         if recipe.compile:
@@ -101,7 +107,7 @@ class Trainer:
             raise TrainingError(f"label {highest} is outside the recipe's {recipe.config.num_classes} classes")
         if recipe.batch_size % self.processes.world:
             raise TrainingError(f"{self.processes.world} processes cannot share a batch of {recipe.batch_size} evenly")
-        if recipe.config.distilled and self.teacher is None:
+        if recipe.config.distilled and self.teacher is None and self.init is None:
             raise TrainingError("a distilled network needs an external teacher: name its checkpoint with --teacher DIR")
         if self.teacher is None:
             return
@@ -179,16 +185,25 @@ class Trainer:
         """Make ``run`` return after a step, its state saved, in all processes. Safe to call from a signal handler."""
         self._stop_asked = True
 
-    def run(self, *, log_every: int = 50, save_every: int = 200, progress: Callable[[int, str], None]) -> None:
-        """Train to the end, or until ``stop``. ``progress`` is told the steps done and a short text at logged steps."""
-        started, first = time.monotonic(), self.step
+    def run(self, *, log_every: int = 10, saving_share: float = 0.02, progress: Callable[[int, str], None]) -> None:
+        """Train to the end, or until ``stop``. ``progress`` is told the steps done and a short text at logged steps.
+
+        The state is saved after the first step, at the end, and in between as often as takes ``saving_share`` of the
+        time.
+        """
+        self._cut_log()
+        logged_at, logged, next_save = time.monotonic(), self.step, 0.0
         for record in self.steps():
             last = self._stopping or self.step == self.num_steps
-            if last or self.step % save_every == 0:
+            if last or time.monotonic() >= next_save:
+                started = time.monotonic()
                 self.save()
+                saved = time.monotonic()
+                next_save = saved + (saved - started) / saving_share
             if last or self.step % log_every == 0:
-                images = (self.step - first) * self.recipe.batch_size
-                record["images_per_s"] = round(images / (time.monotonic() - started), 1)
+                images, now = (self.step - logged) * self.recipe.batch_size, time.monotonic()
+                record["images_per_s"] = round(images / (now - logged_at), 1)
+                logged_at, logged = now, self.step
                 self._log(record)
                 text = " ".join(f"{width}:{loss:.2f}" for width, loss in record["loss"])
                 progress(self.step, f"{record['images_per_s']:.0f} images/s, loss {text}")
@@ -198,6 +213,7 @@ class Trainer:
 
         Raises TrainingError, the weights untouched, when a loss or the gradient is not finite.
         """
+        self._check_alike()
         batches = self._batches()
         batch = next(batches, None)
         while batch is not None and not self._stopping:
@@ -209,16 +225,21 @@ class Trainer:
         """Queue all forward and backward passes of the step; nothing waits for them."""
         widths, recipe = self._widths(), self.recipe
         torch.manual_seed(self._seed_of("dropped paths", self.step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.autocast == "bfloat16"):
-            classes = None if self.teacher is None else self._ask(self.teacher, images)
-            return widths, backward(self.model.heads, images, targets, widths, recipe.objective, classes)
+        classes = None if self.teacher is None else self._ask(self.teacher, images)
+        return widths, backward(self._heads, images, targets, widths, recipe.objective, classes)
+
+    def _heads(self, images: Tensor, width: Width) -> tuple[Tensor, ...]:
+        with self._autocast():
+            return self.model.heads(images, width)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bfloat16")
 
     def _update(self, widths: tuple[Width, ...], losses: Tensor) -> dict[str, Any]:
         recipe, parameters = self.recipe, list(self.model.parameters())
+        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         stop = torch.full_like(losses[:1], float(self._stop_asked))
-        *gradients, losses, stop = self.processes.average(
-            [*(p.grad for p in parameters if p.grad is not None), losses, stop]
-        )
+        *gradients, losses, stop = self.processes.average([*own, losses, stop])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         total = nn.utils.get_total_norm(gradients)
@@ -226,8 +247,8 @@ class Trainer:
         if not all(map(math.isfinite, [*values, norm])):
             found = ", ".join(f"width {width}: {loss:.4g}" for width, loss in zip(widths, values, strict=True))
             raise TrainingError(
-                f"step {self.step} gave a loss ({found}) or gradient (norm {norm:.4g}) that is not finite: lower the "
-                f"learning rate or clip gradients; {self.folder / STATE} is as last saved"
+                f"step {self.step} gave a loss ({found}) or gradient (norm {norm:.4g}) that is not finite: start again "
+                f"in another folder with a lower learning rate or clipped gradients; what {self.folder} holds is good"
             )
         if recipe.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, recipe.clip_grad_norm, total)
@@ -253,6 +274,24 @@ class Trainer:
             with (self.folder / LOG).open("a", encoding="utf-8") as log:
                 print(json.dumps(record), file=log)
 
+    def _cut_log(self) -> None:
+        """Forget what was logged of steps that are to be done again."""
+        path = self.folder / LOG
+        if self.processes.rank == 0 and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def _check_alike(self) -> None:
+        """Raises TrainingError unless all processes have the same weights, after the same number of steps."""
+        sums = [parameter.detach().double().sum() for parameter in self.model.parameters()]
+        own = torch.stack([torch.tensor(float(self.step), dtype=torch.float64, device=self.device), *sums])
+        (mean,) = self.processes.average([own])
+        if not torch.allclose(mean, own, rtol=1e-9, atol=1e-12, equal_nan=True):
+            raise TrainingError(
+                f"the processes start from different states: all must see the same folder {self.folder}"
+            )
+
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero."""
         warmup = self.recipe.warmup_epochs * self.steps_per_epoch
@@ -272,7 +311,7 @@ class Trainer:
         steps = range(self.step, self.num_steps)
         pixels = self.data.batches(map(self._chosen, steps), self.device)
         for step, batch in zip(steps, pixels, strict=True):
-            yield self._augment(step, batch, self.data.labels[self._chosen(step)].to(self.device))
+            yield self._augment(step, batch, self._labels[self._chosen(step).to(self.device, non_blocking=True)])
 
     def _chosen(self, step: int) -> Tensor:
         """The images that this process sees in a step: its share of the epoch's order."""
@@ -297,7 +336,8 @@ class Trainer:
     @torch.no_grad()
     def _ask(self, teacher: Teacher, images: Tensor) -> Tensor:
         """The class (B) that the teacher sees in each image, normalised as it wants."""
-        classes: Tensor = teacher.network(teacher.standardise(self._standardise.undo(images))).argmax(-1)
+        with self._autocast():
+            classes: Tensor = teacher.network(teacher.standardise(self._standardise.undo(images))).argmax(-1)
         return classes
 
     def _update_ema(self) -> None:

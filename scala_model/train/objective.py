@@ -24,17 +24,17 @@ from scala_model.width import Width
 
 
 def sample_widths(config: ScalaConfig, objective: Objective, rng: random.Random) -> tuple[Width, ...]:
-    """The widths of one step, largest first: the largest, two between the two ends, the smallest.
+    """The widths of one step, largest first: the largest, two by ``objective.sampling``, the smallest.
 
     With Stable Sampling the two are one trained width from (s + l) / 2 upwards and one below it, and an empty half is
-    left out. Without, they are two independent draws from all in between and may be equal. A network of one width
-    trains just that.
+    left out. Without, they are independent draws and may be equal. A network of one width trains just that.
     """
     smallest, between, largest = config.widths[0], config.widths[1:-1], config.widths[-1]
     if smallest == largest:
         return (largest,)
-    if not objective.stable_sampling:
-        drawn = [rng.choice(between) for _ in range(2)] if between else []
+    if objective.sampling != "stable":
+        population = config.widths if objective.sampling == "all" else between
+        drawn = [rng.choice(population) for _ in range(2)] if population else []
         return (largest, *sorted(drawn, reverse=True), smallest)
     middle = (smallest.ratio + largest.ratio) / 2
     halves = [w for w in between if w.ratio >= middle], [w for w in between if w.ratio < middle]
@@ -53,8 +53,8 @@ def backward(
 
     ``forward`` maps images (B, 3, S, S) and a width to the logits (B, classes) of each head; ``targets`` (B, classes)
     are soft labels, the same for every network; ``widths`` run from the largest down; ``teacher_classes`` (B) are what
-    an external teacher sees. Each network's graph is freed before the next one's forward pass, so memory is that of the
-    largest alone. Nothing here waits for the device.
+    an external teacher sees, without which a second head learns from the labels as well. Each network's graph is freed
+    before the next one's forward pass, so memory is that of the largest alone. Nothing here waits for the device.
     """
     losses: list[Tensor] = []
     taught: dict[Width, Tensor] = {}  # the softened output of each network so far
@@ -62,14 +62,15 @@ def backward(
         heads = [logits.float() for logits in forward(images, width)]
         if not taught:
             loss = F.cross_entropy(heads[0], targets)
-            if teacher_classes is not None:
-                loss = (loss + F.cross_entropy(heads[1], teacher_classes)) / 2
+            if len(heads) == 2:
+                loss = (loss + F.cross_entropy(heads[1], targets if teacher_classes is None else teacher_classes)) / 2
         else:
-            teacher = min(w for w in taught if w > width) if objective.progressive_transfer else widths[0]
+            larger = [w for w in taught if w > width]
+            teacher = min(larger) if larger and objective.progressive_transfer else widths[0]
             loss = F.kl_div(heads[-1].log_softmax(-1), taught[teacher], reduction="batchmean")
             if objective.noise_calibration:
                 loss = loss + F.cross_entropy(heads[0], targets)
         torch.autograd.backward(loss)
         losses.append(loss.detach())
-        taught[width] = heads[-1].detach().softmax(-1)
+        taught.setdefault(width, heads[-1].detach().softmax(-1))
     return torch.stack(losses)

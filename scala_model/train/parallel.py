@@ -20,7 +20,7 @@ class Processes:
     world: int = 1
 
     def average(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The mean over all processes of each tensor (float32, same shapes everywhere), by one exchange.
+        """The mean over all processes of each tensor (of one type, same shapes everywhere), by one exchange.
 
         DistributedDataParallel would exchange in every backward pass; a step has four of them and needs one exchange.
         """
@@ -35,7 +35,7 @@ class Processes:
 @contextmanager
 def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     """Join the others that ``torchrun`` started, if it did, and take this process's device of the given type."""
-    if "WORLD_SIZE" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield Processes(), torch.device(device)
         return
     place = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)

@@ -7,12 +7,14 @@ the same recipe with another method: ``without`` one part, ``us_net``, ``separat
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import runpy
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from scala_model.config import ScalaConfig
 from scala_model.width import Width
@@ -22,13 +24,14 @@ from scala_model.width import Width
 class Objective:
     """The parts of Scale Coordination that are in the loss (Scala, section 3.2); all off: US-Net.
 
-    ``stable_sampling``: one middle width from each half of the range, rather than two from all of it.
+    ``sampling``: the two widths beside the ends are ``stable``, one of each half of the range; or independent draws,
+    from all ``between`` the ends or from ``all`` trained widths, as in US-Net.
     ``progressive_transfer``: each network is taught by the next larger one of the step, rather than by the largest.
     ``noise_calibration``: the three smaller networks learn from the labels too.
     The fourth part, Isolated Activation, is a matter of the network: ``ScalaConfig.isolated_activation``.
     """
 
-    stable_sampling: bool = True
+    sampling: Literal["stable", "between", "all"] = "stable"
     progressive_transfer: bool = True
     noise_calibration: bool = True
 
@@ -63,10 +66,45 @@ class Recipe:
     autocast: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        _check_range(self, "epochs", above=0)
+        _check_range(self, "batch_size", above=0)
+        _check_range(self, "learning_rate", above=0)
+        _check_range(self, "weight_decay", "mixup", "cutmix", least=0)
+        _check_range(self, "label_smoothing", "drop_path", least=0, below=1)
+        _check_range(self, "erasing", least=0, most=1)
+        _check_range(self, "min_crop_area", above=0, most=1)
+        _check_range(self, "largest_only_epochs", "warmup_epochs", least=0, below=self.epochs)
+        _check_range(self, "resident_size", least=self.config.image_size)
+        if self.rand_augment is not None:
+            _check_range(self, "rand_augment", least=0, most=10)
+        if self.ema_decay is not None:
+            _check_range(self, "ema_decay", above=0, below=1)
+        if self.clip_grad_norm is not None:
+            _check_range(self, "clip_grad_norm", above=0)
+        if self.autocast not in ("bfloat16", "float32"):
+            raise ValueError(f"autocast must be 'bfloat16' or 'float32'; got {self.autocast!r}")
+
+
+def _check_range(
+    recipe: Recipe,
+    *names: str,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    bounds = {"above": above, "at least": least, "at most": most, "below": below}
+    wanted = ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+    for name in names:
+        value = getattr(recipe, name)
+        if not (above < value < below and least <= value <= most):
+            raise ValueError(f"a recipe's {name} must be a finite number, {wanted}; got {value!r}")
+
 
 def with_epochs(recipe: Recipe, epochs: float) -> Recipe:
     """The recipe in another length, its phases in proportion. Raises ValueError unless ``epochs`` is positive."""
-    if not 0 < epochs < float("inf"):
+    if not 0 < epochs < math.inf:
         raise ValueError(f"epochs must be a positive number; got {epochs}")
     scale = epochs / recipe.epochs
     return replace(
@@ -81,14 +119,14 @@ def with_epochs(recipe: Recipe, epochs: float) -> Recipe:
 
 
 def us_net(recipe: Recipe) -> Recipe:
-    """US-Net (Yu & Huang 2019): prefix slices; largest, smallest and two random widths, all taught by the largest.
+    """US-Net (Yu & Huang 2019): prefix slices; largest, smallest and two random trained widths, taught by the largest.
 
     It has no phase of the largest network alone.
     """
     return replace(
         recipe,
         config=replace(recipe.config, isolated_activation=False),
-        objective=Objective(stable_sampling=False, progressive_transfer=False, noise_calibration=False),
+        objective=Objective(sampling="all", progressive_transfer=False, noise_calibration=False),
         largest_only_epochs=0,
     )
 
@@ -108,10 +146,13 @@ def without(recipe: Recipe, part: str) -> Recipe:
     """An ablation: Scala with one of its four parts switched off. Raises ValueError for any other part."""
     if part not in PARTS:
         raise ValueError(f"Scala has no part {part!r}; its parts are {', '.join(PARTS)}")
-    field = part.replace("-", "_")
-    if field == "isolated_activation":
+    if part == "isolated-activation":
         return replace(recipe, config=replace(recipe.config, isolated_activation=False))
-    return replace(recipe, objective=replace(recipe.objective, **{field: False}))
+    if part == "progressive-transfer":
+        return replace(recipe, objective=replace(recipe.objective, progressive_transfer=False))
+    if part == "stable-sampling":
+        return replace(recipe, objective=replace(recipe.objective, sampling="between"))
+    return replace(recipe, objective=replace(recipe.objective, noise_calibration=False))
 
 
 PARTS = ("isolated-activation", "progressive-transfer", "stable-sampling", "noise-calibration")
@@ -153,7 +194,7 @@ def _read(name: str, start: ScalaConfig | None) -> Recipe:
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ValueError(f"there is no recipe file {name}")
-        content = runpy.run_path(name)
+        content = _call(name, runpy.run_path, name)
     elif name in names():
         content = vars(importlib.import_module(f"scala_model.train.recipes.{name.replace('-', '_')}"))
     else:
@@ -163,7 +204,17 @@ def _read(name: str, start: ScalaConfig | None) -> Recipe:
     build: Callable[[ScalaConfig], Recipe] | None = content.get("recipe")
     if build is not None and start is None:
         raise ValueError(f"the recipe {name} goes on from trained weights: name their checkpoint with --init DIR")
-    recipe = build(start) if build is not None and start is not None else content.get("RECIPE")
+    recipe = content.get("RECIPE") if build is None or start is None else _call(name, build, start)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{name} defines no RECIPE = Recipe(...)")
     return recipe
+
+
+def _call(name: str, code: Callable[..., Any], *arguments: object) -> Any:
+    """Run what a recipe's file says; its mistakes are the user's."""
+    try:
+        return code(*arguments)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+        place = f"{name}, line {lines[-1]}" if lines else name
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,19 @@ class Run:
 
     def save_checkpoints(self) -> list[Path]:
         """Write the weights as float16 to ``checkpoint/NAME``, their average, if kept, to ``checkpoint/NAME-ema``."""
-        written = [self._save(self.name, self.trainer.model.state_dict())]
-        if self.trainer.ema:
-            written.append(self._save(f"{self.name}-ema", self.trainer.ema))
+        trainer = self.trainer
+        written = [self._save(self.name, trainer.model.state_dict(), "as trained")]
+        if trainer.ema:
+            average = f"moving average, decay {trainer.recipe.ema_decay}"
+            written.append(self._save(f"{self.name}-ema", trainer.ema, average))
         return written
 
-    def _save(self, name: str, weights: Mapping[str, Tensor]) -> Path:
+    def _save(self, name: str, weights: Mapping[str, Tensor], kind: str) -> Path:
         model = ScalaViT(self.trainer.recipe.config)
         model.load_state_dict(weights)
         folder = self.folder / "checkpoint" / name
-        save_checkpoint(folder, model.half(), self.card)
+        card = {**self.card, "training": self.card["training"] | {"weights": f"{kind}, stored as float16"}}
+        save_checkpoint(folder, model.half(), card)
         return folder
 
 
@@ -81,8 +84,12 @@ def prepare(
     recipe = recipe if epochs is None else with_epochs(recipe, epochs)
     images = open_split(data, "train")
     recipe = replace(recipe, config=replace(recipe.config, num_classes=len(images.classes)))
-    short = Path(name).stem if name.endswith(".py") else name.replace(":", "-")
+    base, _, method = name.partition(":")
+    short = Path(base).stem + (f"-{method}" if method else "")
     folder = out or Path("runs") / short
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
     preprocessing = Preprocessing(recipe.config.image_size)
     if start is not None:
         preprocessing = replace(start.preprocessing, image_size=recipe.config.image_size)
@@ -96,7 +103,7 @@ def prepare(
         device=device,
         seed=seed,
         preprocessing=preprocessing,
-        teacher=None if teacher is None else _teacher(teacher, recipe),
+        teacher=None if teacher is None else _teacher(teacher, recipe, images),
         processes=processes,
         init=None if start is None else start.card["weights_sha256"],
     )
@@ -104,7 +111,7 @@ def prepare(
         trainer.start_from(weights)
     if trainer.resume():
         say(f"Going on from step {trainer.step} of {trainer.num_steps}, saved in {folder}")
-    facts = _facts(name, trainer, f"{data.resolve().name}, {len(images.labels)} images")
+    facts = _facts(short, method, trainer, f"{data.resolve().name}, {len(images.labels)} images")
     facts |= {} if init is None else {"started from": init.resolve().name}
     facts |= {} if teacher is None else {"external teacher": teacher.resolve().name}
     card = {"classes": images.classes, "training": facts, "preprocessing": asdict(preprocessing)}
@@ -114,8 +121,8 @@ def prepare(
 def load_images(
     images: EncodedSet, spec: Preprocessing, device: torch.device, processes: Processes, say: Callable[[str], None]
 ) -> Images:
-    """The images decoded into the device's memory if they take at most half of this process's share, else streamed."""
-    if fits(len(images.labels), spec.image_size, available_bytes(device) // processes.world):
+    """The images decoded into the device's memory if they take at most half of what this process has, else streamed."""
+    if fits(len(images.labels), spec.image_size, available_bytes(device, processes.world)):
         say(f"Decoding {len(images.labels)} images into memory")
         return images.decode_all(spec).to(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -140,8 +147,7 @@ def measure(
     """
     model = load_checkpoint(folder)
     split = open_split(data, "val")
-    known, given = _labels(model.card["classes"]), _labels(split.classes)
-    if len(given) != len(known) or (given != known and _are_names(known) and _are_names(given)):
+    if not _same_classes(model.card["classes"], split.classes):
         raise ValueError(f"{data} has other classes than {folder}: evaluate on the classes that it was trained for")
     images = load_images(split, preprocessing_from_card(model.card), device, Processes(), say)
     done, total = 0, len(images.labels) * len(model.config.widths)
@@ -163,31 +169,27 @@ def measure(
 
 
 def _start(start: Checkpoint, recipe: Recipe, images: EncodedSet, say: Callable[[str], None]) -> dict[str, Tensor]:
-    known, wanted = _labels(start.card["classes"]), _labels(images.classes)
-    keep_head = known == wanted or (len(known) == len(wanted) and not _are_names(known))
+    keep_head = _same_classes(start.card["classes"], images.classes)
     if not keep_head:
-        say(f"The data's {len(wanted)} classes are not those of the checkpoint: its head is replaced by a new one")
+        count = len(images.classes)
+        say(f"The data's {count} classes are not those of the checkpoint: its head is replaced by a new one")
     if recipe.config.image_size != start.config.image_size:
         say(f"Position embedding resized from {start.config.image_size} to {recipe.config.image_size} px")
     weights = build_model(start).state_dict()
     return transferred(weights, start.config, recipe.config, keep_head=keep_head)
 
 
-def _labels(classes: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [entry["label"] for entry in classes]
+def _same_classes(known: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ids or labels agree, in their order; where one side has only numbers, how many there are must do."""
+    numbers = [str(i) for i in range(len(known))]
+    ids, labels = ([[entry[key] for entry in classes] for classes in (known, given)] for key in ("id", "label"))
+    return len(known) == len(given) and (ids[0] == ids[1] or labels[0] == labels[1] or numbers in labels)
 
 
-def _are_names(labels: list[str]) -> bool:
-    """Whether classes have names, rather than the numbers that stand in for them."""
-    return labels != [str(i) for i in range(len(labels))]
-
-
-def _teacher(folder: Path, recipe: Recipe) -> Teacher:
+def _teacher(folder: Path, recipe: Recipe, images: EncodedSet) -> Teacher:
     model = load_checkpoint(folder)
-    if model.config.num_classes != recipe.config.num_classes:
-        raise ValueError(
-            f"the teacher {folder} knows {model.config.num_classes} classes, the data {recipe.config.num_classes}"
-        )
+    if not _same_classes(model.card["classes"], images.classes):
+        raise ValueError(f"the teacher {folder} has other classes than the data: take one that was trained on them")
     network = model.subnet(model.config.widths[-1])
     if recipe.compile:
         for block in network.blocks:
@@ -195,16 +197,19 @@ def _teacher(folder: Path, recipe: Recipe) -> Teacher:
     return Teacher(model.card["weights_sha256"], network, preprocessing_from_card(model.card))
 
 
-def _facts(name: str, trainer: Trainer, dataset: str) -> dict[str, Any]:
-    """What the card tells people of how a network was made."""
-    recipe, method = trainer.recipe, name.partition(":")[2]
+def _facts(name: str, method: str, trainer: Trainer, dataset: str) -> dict[str, Any]:
+    """What the card tells people of how a network was made; of the recipe, what is switched on."""
+    recipe = trainer.recipe
+    switched = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     facts = {
         "recipe": name,
         "data set": dataset,
         "objective": _objective(recipe),
-        "epochs": recipe.epochs,
-        "batch size": recipe.batch_size,
-        "learning rate": recipe.learning_rate,
+        **{
+            key.replace("_", " "): value
+            for key, value in switched.items()
+            if type(value) in (int, float, str) and value
+        },
         "steps": trainer.num_steps,
         "seed": trainer.seed,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
@@ -220,7 +225,7 @@ def _objective(recipe: Recipe) -> str:
     parts = {
         "Isolated Activation": recipe.config.isolated_activation,
         "Progressive Knowledge Transfer": recipe.objective.progressive_transfer,
-        "Stable Sampling": recipe.objective.stable_sampling,
+        "Stable Sampling": recipe.objective.sampling == "stable",
         "Noise Calibration": recipe.objective.noise_calibration,
     }
     off = [part for part, on in parts.items() if not on]

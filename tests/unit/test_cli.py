@@ -236,6 +236,8 @@ def test_training_leaves_a_measured_checkpoint(run: Any, data: Path, tmp_path: P
     assert all(0 <= entry["accuracy"] <= 1 for entry in card["widths"])
     training = card["training"]
     assert training["recipe"] == "toy"
+    assert (training["learning rate"], training["min crop area"]) == (0.01, 0.35)
+    assert "mixup" not in training  # which is off
     assert training["data set"] == "colours, 40 images"
     assert (training["steps"], training["seed"], training["device"]) == (12, 3, "cpu")
     assert "Noise Calibration" in training["objective"]
@@ -262,8 +264,10 @@ def test_a_baseline_another_length_and_the_moving_average(
         read = read_checkpoint(Path("runs/toy-separate-0.5/checkpoint") / name)
         assert read.config.embed_dim == 4
         training = read.card["training"]
-        assert (training["recipe"], training["steps"], training["width"]) == ("toy:separate-0.5", 4, 0.5)
+        assert (training["recipe"], training["steps"], training["width"]) == ("toy-separate-0.5", 4, 0.5)
         assert training["objective"] == "one width, labels alone"
+        average = "moving average, decay 0.9" if name.endswith("ema") else "as trained"
+        assert training["weights"] == f"{average}, stored as float16"
     assert len([line for line in outcome.out.splitlines() if line.startswith('{"checkpoint"')]) == 2
 
     outcome = run("train", "toy:us-net", "--data", data, "--epochs", 1, "--device", "cpu")
@@ -321,7 +325,9 @@ def test_what_does_not_fit_into_memory_is_streamed_to_the_same_weights(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_distilled_network_has_a_teacher(run: Any, data: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_distilled_network_has_a_teacher(
+    run: Any, data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tmp_path / "distilled.py"
     recipe.write_text(
         "from dataclasses import replace\nfrom scala_model.train.recipe import find\nTOY = find('toy')\n"
@@ -336,6 +342,33 @@ def test_a_distilled_network_has_a_teacher(run: Any, data: Path, checkpoint: Pat
     read = read_checkpoint(tmp_path / "out" / "checkpoint" / "distilled")
     assert read.config.distilled
     assert read.card["training"]["external teacher"] == "toy"
+
+    animals = [{"class_id": i, "id": name, "label": name} for i, name in enumerate(("cat", "dog", "cow"))]
+    save_checkpoint(tmp_path / "animals", ScalaViT(TOY.config), {"classes": animals})
+    outcome = run(*command, "--teacher", tmp_path / "animals")
+    assert outcome.code == 2
+    assert "animals has other classes than the data: take one that was trained on them" in outcome.err
+
+    # On other classes there is no teacher: both heads go on with the labels.
+    again = ("train", "fine-tune", "--init", tmp_path / "out" / "checkpoint" / "distilled", "--data", data)
+    monkeypatch.setattr("scala_model.train.recipes.fine_tune.recipe", lambda config: replace(TOY, config=config))
+    outcome = run(*again, "--out", tmp_path / "tuned", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    before, after = (read_checkpoint(folder) for folder in (again[3], tmp_path / "tuned" / "checkpoint" / "fine-tune"))
+    for head in ("head.weight", "head_dist.weight"):
+        assert not np.array_equal(before.weights[head], after.weights[head])
+
+
+def test_a_recipe_file_with_a_method_stays_in_its_folder(run: Any, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("from scala_model.train.recipe import find\nRECIPE = find('toy')\n")
+    outcome = run("train", f"{recipe}:us-net", "--data", data, "--out", tmp_path / "out", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert read_checkpoint(tmp_path / "out" / "checkpoint" / "mine-us-net").card["training"]["recipe"] == "mine-us-net"
+    outcome = run("train", "toy", "--data", data, "--out", recipe)
+    assert outcome.err == f"scala-serve: {recipe} is a file: name a folder with --out\n"
+    outcome = run("train", "toy", "--data", data, "--out", tmp_path / "short", "--epochs", 0.01)
+    assert "0.01 epochs of 4 steps are no step: give more epochs" in outcome.err
 
 
 def test_the_folder_is_runs_slash_recipe_and_validation_images_may_lack(
@@ -475,9 +508,17 @@ def test_evaluate_refuses_in_one_sentence(run: Any, data: Path, checkpoint: Path
 
 def test_evaluate_refuses_other_classes(run: Any, data: Path, tmp_path: Path) -> None:
     """Named otherwise, or another number of them: an accuracy would mean nothing."""
-    classes = [{"class_id": i, "id": name, "label": name} for i, name in enumerate(("cat", "dog", "cow"))]
-    save_checkpoint(tmp_path / "animals", ScalaViT(TOY.config), {"classes": classes})
+
+    def named(ids: str, labels: str) -> dict[str, Any]:
+        pairs = zip(ids.split(), labels.split(), strict=True)
+        return {"classes": [{"class_id": i, "id": id_, "label": label} for i, (id_, label) in enumerate(pairs)]}
+
+    save_checkpoint(tmp_path / "ids", ScalaViT(TOY.config), named("n1 n2 n3", "rot grün blau"))
+    save_checkpoint(tmp_path / "labels", ScalaViT(TOY.config), named("0 1 2", "red green blue"))
+    save_checkpoint(tmp_path / "animals", ScalaViT(TOY.config), named("cat dog cow", "cat dog cow"))
     save_checkpoint(tmp_path / "four", ScalaViT(replace(TOY.config, num_classes=4)))
+    for name in ("ids", "labels"):
+        assert run("evaluate", tmp_path / name, "--data", data).code == 0
     for name in ("animals", "four"):
         outcome = run("evaluate", tmp_path / name, "--data", data)
         assert outcome.code == 2

@@ -173,24 +173,34 @@ def test_us_net_has_one_teacher_and_no_labels_for_the_taught() -> None:
     assert first_gradients(US_NET) == pytest.approx([0.25, 0.5 - 0.25, 0.75 - 0.25, 0.25 - 0.25])
 
 
+def test_a_second_largest_network_is_taught_by_the_first() -> None:
+    """US-Net may draw an end once more: its own output teaches it, and the first output goes on teaching the others."""
+    once, twice = (first_gradients(US_NET, ratios) for ratios in ((1.0, 0.75, 0.5, 0.25), (1.0, 1.0, 0.75, 0.5, 0.25)))
+    assert twice == pytest.approx(once)
+
+
 def test_equal_draws_are_taught_by_the_next_larger_width_both_times() -> None:
     once, twice = (first_gradients(SCALA, ratios) for ratios in ((1.0, 0.75, 0.5, 0.25), (1.0, 0.75, 0.5, 0.5, 0.25)))
     assert twice == pytest.approx([once[0], once[1], 2 * once[2], once[3]])
 
 
 def test_without_stable_sampling_both_middles_come_from_the_whole_range() -> None:
-    for objective in (without(RECIPE, "stable-sampling").objective, US_NET):
+    middles = (0.375, 0.5, 0.625, 0.75, 0.875)
+    for objective, population in (
+        (without(RECIPE, "stable-sampling").objective, middles),
+        (US_NET, (0.25, *middles, 1.0)),  # all trained widths
+    ):
         rng = random.Random(0)
         draws = [tuple(map(float, sample_widths(config(0.125), objective, rng))) for _ in range(4000)]
         assert all(draw[0] == 1.0 and draw[3] == 0.25 and draw[1] >= draw[2] for draw in draws)
         pairs = {draw[1:3] for draw in draws}
-        middles = (0.375, 0.5, 0.625, 0.75, 0.875)
-        assert pairs == {(a, b) for a in middles for b in middles if a >= b}  # both of one half, and equal ones, too
-        for ratio in middles:
-            share = sum(draw.count(ratio) for draw in draws) / 8000
-            assert share == pytest.approx(1 / 5, abs=0.02)
+        assert pairs == {(a, b) for a in population for b in population if a >= b}  # of one half, and equal ones, too
+        for ratio in population:
+            share = sum(draw[1:3].count(ratio) for draw in draws) / 8000
+            assert share == pytest.approx(1 / len(population), abs=0.02)
     rng = random.Random(0)
-    assert [float(width) for width in sample_widths(config(0.75), US_NET, rng)] == [1.0, 0.25]
+    without_middles = without(RECIPE, "stable-sampling").objective
+    assert [float(width) for width in sample_widths(config(0.75), without_middles, rng)] == [1.0, 0.25]
     assert [float(width) for width in sample_widths(config(0.25, 1.0), US_NET, rng)] == [1.0]
 
 
@@ -232,6 +242,13 @@ def test_an_external_teacher_has_half_of_the_largest_loss() -> None:
     assert losses.tolist() == pytest.approx([(ln(4 / 3) + ln(2)) / 2, transfer + ln(2)])
     assert heads.first_gradients(1.0) == pytest.approx([0.25 / 2, (0.5 - 1.0) / 2])  # label: second, teacher: first
     assert heads.first_gradients(0.25) == pytest.approx([0.5, 0.75 - 0.5])
+
+
+def test_without_an_external_teacher_both_heads_of_the_largest_learn_from_the_labels() -> None:
+    heads = TwoHeads({1.0: ([0.0, LN3], [0.0, 0.0])})
+    losses = backward(heads, IMAGE, torch.tensor([[0.0, 1.0]]), widths((1.0,)), SCALA)
+    assert losses.tolist() == pytest.approx([(math.log(4 / 3) + math.log(2)) / 2])
+    assert heads.first_gradients(1.0) == pytest.approx([0.25 / 2, 0.5 / 2])
 
 
 # -- where gradients go: D = 16, so 48 rows of qkv and 64 hidden channels

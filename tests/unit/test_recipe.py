@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_every_recipe_can_be_run(name: str) -> None:
     assert Preprocessing(recipe.resident_size).image_size >= recipe.config.image_size
     assert recipe.largest_only_epochs < recipe.epochs
     assert recipe.warmup_epochs < recipe.epochs
-    assert recipe.objective == Objective(True, True, True)
+    assert recipe.objective == Objective("stable", True, True)
     assert recipe.config.isolated_activation
 
 
@@ -29,7 +30,7 @@ def test_every_recipe_file_is_found_and_tells_its_command() -> None:
     assert {"fine-tune", "scala-s-imagenet", S, "scala-xs-tiny-imagenet", "toy"} <= set(names())
     folder = Path(__file__).parents[2] / "scala_model" / "train" / "recipes"
     for name in names():
-        assert f"train {name} " in (folder / f"{name.replace('-', '_')}.py").read_text()
+        assert f"train {name}" in (folder / f"{name.replace('-', '_')}.py").read_text()
 
 
 def test_the_papers_recipe_has_the_papers_values() -> None:
@@ -51,7 +52,7 @@ def test_the_papers_recipe_has_the_papers_values() -> None:
 def test_us_net_has_none_of_the_four_parts() -> None:
     recipe = us_net(find(S))
     assert not recipe.config.isolated_activation
-    assert recipe.objective == Objective(False, False, False)
+    assert recipe.objective == Objective("all", False, False)
     assert recipe.largest_only_epochs == 0
     assert replace(recipe, config=find(S).config, objective=Objective(), largest_only_epochs=10) == find(S)
 
@@ -62,10 +63,11 @@ def test_an_ablation_lacks_one_part_alone(part: str) -> None:
     parts = {
         "isolated-activation": recipe.config.isolated_activation,
         "progressive-transfer": recipe.objective.progressive_transfer,
-        "stable-sampling": recipe.objective.stable_sampling,
+        "stable-sampling": recipe.objective.sampling == "stable",
         "noise-calibration": recipe.objective.noise_calibration,
     }
     assert parts == {name: name != part for name in PARTS}
+    assert recipe.objective.sampling in ("stable", "between")  # of all widths between the ends
     assert replace(recipe, config=whole.config, objective=whole.objective) == whole
 
 
@@ -121,6 +123,54 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("RECIPE = 1\n")
     with pytest.raises(ValueError, match=r"mine\.py defines no RECIPE = Recipe"):
         find(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("RECIPE = (\n", r"mine\.py: SyntaxError: .*never closed"),
+        ("\nimport nonsense\n", r"mine\.py, line 2: ModuleNotFoundError: No module named 'nonsense'"),
+        (
+            "from dataclasses import replace\nfrom scala_model.train.recipe import find\n"
+            "RECIPE = replace(find('toy'),\n  learning_rat=1)\n",
+            r"mine\.py, line 3: TypeError: .*learning_rat",
+        ),
+        ("def recipe(config):\n    return config.wdths\n", r"mine\.py, line 2: AttributeError: .*wdths"),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        find(str(path), find("toy").config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("epochs", 0, "above 0"),
+        ("batch_size", 0, "above 0"),
+        ("learning_rate", -1e-3, "above 0"),
+        ("learning_rate", float("nan"), "above 0"),
+        ("label_smoothing", 3, "at least 0, below 1"),
+        ("drop_path", 1.0, "at least 0, below 1"),
+        ("mixup", -0.1, "at least 0"),
+        ("erasing", 1.5, "at least 0, at most 1"),
+        ("min_crop_area", 0, "above 0, at most 1"),
+        ("largest_only_epochs", 20, "at least 0, below 20"),
+        ("warmup_epochs", 50, "at least 0, below 20"),
+        ("resident_size", 31, "at least 32"),
+        ("rand_augment", 20, "at least 0, at most 10"),
+        ("ema_decay", 2.0, "above 0, below 1"),
+        ("clip_grad_norm", 0, "above 0"),
+    ],
+)
+def test_values_that_make_no_sense(field: str, value: float, wanted: str) -> None:
+    changes: dict[str, Any] = {field: value}
+    with pytest.raises(ValueError, match=f"a recipe's {field} must be a finite number, {wanted}.*; got {value!r}"):
+        replace(find("toy"), **changes)
+    with pytest.raises(ValueError, match="autocast must be 'bfloat16' or 'float32'; got 'float16'"):
+        replace(find("toy"), autocast="float16")  # type: ignore[arg-type]
 
 
 def test_fine_tuning_takes_the_shape_of_the_network_it_starts_from() -> None:

@@ -22,7 +22,7 @@ from scala_model.train.data import ImageSet
 from scala_model.train.evaluation import evaluate
 from scala_model.train.loop import Teacher, Trainer, TrainingError
 from scala_model.train.parallel import Processes
-from scala_model.train.recipe import Recipe, separate, us_net, without
+from scala_model.train.recipe import Recipe, separate, us_net, with_epochs, without
 
 TOY = Recipe(
     config=ScalaConfig(
@@ -83,7 +83,7 @@ def assert_same(run: Trainer, expected: dict[str, torch.Tensor]) -> None:
 def test_every_width_learns(tmp_path: Path) -> None:
     run = trainer(tmp_path, replace(TOY, epochs=20), count=500)
     seen: list[int] = []
-    run.run(log_every=100, save_every=10_000, progress=lambda step, text: seen.append(step))
+    run.run(log_every=100, progress=lambda step, text: seen.append(step))
     assert run.step == run.num_steps == 200
     assert seen == [100, 200]
 
@@ -105,6 +105,12 @@ class Killed(BaseException):
     pass
 
 
+class SavesEveryFour(Trainer):
+    def save(self) -> None:
+        if self.step % 4 == 0 or self.step == self.num_steps:
+            super().save()
+
+
 def kill_at(step: int) -> Callable[[int, str], None]:
     def progress(done: int, text: str) -> None:
         if done == step:
@@ -117,16 +123,19 @@ def kill_at(step: int) -> Callable[[int, str], None]:
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, killed_at: int) -> None:
     """Saved every 4 steps: killed after 8, nothing is repeated; after 14, two steps; after 3, nothing was saved."""
     whole = trainer(tmp_path / "whole", SHORT)
-    whole.run(save_every=1000, progress=quiet)
+    whole.run(progress=quiet)
 
+    first = SavesEveryFour(SHORT, drawings(250, SHORT.resident_size, 0), tmp_path / "killed")
     with pytest.raises(Killed):
-        trainer(tmp_path / "killed", SHORT).run(log_every=1, save_every=4, progress=kill_at(killed_at))
+        first.run(log_every=1, saving_share=math.inf, progress=kill_at(killed_at))
     torch.manual_seed(99)  # whatever the new process's generator holds
     second = trainer(tmp_path / "killed", SHORT)
     assert second.resume() is (killed_at >= 4)
     assert second.step == killed_at // 4 * 4
-    second.run(save_every=4, progress=quiet)
+    second.run(log_every=1, progress=quiet)
     assert_same(second, weights(whole))
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))  # each step once
     assert all(torch.equal(average, whole.ema[name]) for name, average in second.ema.items())
 
 
@@ -135,7 +144,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(tmp_path: Path) -> None:
     whole.run(progress=quiet)
 
     first = trainer(tmp_path / "stopped", SHORT)
-    first.run(log_every=5, save_every=1000, progress=lambda step, text: first.stop())
+    first.run(log_every=5, progress=lambda step, text: first.stop())
     assert first.step == 6  # asked after step 5, it ends with the step in hand
     second = trainer(tmp_path / "stopped", SHORT)
     assert second.resume()
@@ -229,7 +238,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         run.model.head.bias[0] = math.inf
     with pytest.raises(
-        TrainingError, match=r"step 2 gave a loss \(width 1: nan\) .* not finite: lower the learning rate"
+        TrainingError,
+        match=r"step 2 gave a loss \(width 1: nan\) .* not finite: start again in another folder with a lower",
     ):
         run.run(progress=quiet)
     assert (tmp_path / "state.pt").read_bytes() == state
@@ -253,6 +263,33 @@ def test_data_that_does_not_fit_the_recipe_is_refused(tmp_path: Path) -> None:
     data = drawings(100, 16, 0)
     with pytest.raises(TrainingError, match="label 10 is outside the recipe's 10 classes"):
         Trainer(TOY, ImageSet(data.pixels, data.labels + 1), tmp_path)
+    with pytest.raises(TrainingError, match=r"0.01 epochs of 5 steps are no step: give more epochs"):
+        trainer(tmp_path, with_epochs(TOY, 0.01))
+
+
+def test_the_state_is_saved_at_once_at_the_end_and_at_little_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that takes 1 s may come every 50 s; a step takes 7 s here."""
+    now, saved = 0.0, []
+    run = trainer(tmp_path, SHORT)
+    update = run._update
+
+    def slow_step(*arguments: Any) -> Any:
+        nonlocal now
+        now += 7
+        return update(*arguments)
+
+    def slow_save() -> None:
+        nonlocal now
+        now += 1
+        saved.append(run.step)
+
+    monkeypatch.setattr(run, "_update", slow_step)
+    monkeypatch.setattr(run, "save", slow_save)
+    monkeypatch.setattr("scala_model.train.loop.time.monotonic", lambda: now)
+    run.run(progress=quiet)
+    assert saved == [1, 9, 17, 20]
 
 
 # -- the schedule
@@ -275,7 +312,7 @@ def test_the_first_epochs_train_the_largest_alone(tmp_path: Path) -> None:
 
 def test_every_image_is_seen_once_an_epoch_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path)
-    run.data = ImageSet(torch.zeros(250, 16, 16, 3, dtype=torch.uint8), torch.arange(250))
+    run._labels = torch.arange(250)
     seen: list[int] = []
 
     def note(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
@@ -331,15 +368,16 @@ def test_the_average_follows_the_weights_and_forgets_the_start(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("recipe", "trained"),
     [
-        (us_net(TOY), ["1", "0.625", "0.625", "0.25"]),
+        (us_net(TOY), None),  # any two trained widths between the ends of the list
         (without(TOY, "stable-sampling"), ["1", "0.625", "0.625", "0.25"]),
         (without(TOY, "isolated-activation"), ["1", "0.625", "0.25"]),
         (separate(TOY, 0.25), ["1"]),
     ],
 )
-def test_every_baseline_trains(tmp_path: Path, recipe: Recipe, trained: list[str]) -> None:
+def test_every_baseline_trains(tmp_path: Path, recipe: Recipe, trained: list[str] | None) -> None:
     run = trainer(tmp_path, replace(recipe, largest_only_epochs=0))
-    assert [width for width, _ in next(run.steps())["loss"]] == trained
+    widths = [width for width, _ in next(run.steps())["loss"]]
+    assert widths == trained if trained else (len(widths), widths[0], widths[-1]) == (4, "1", "0.25")
 
 
 # -- an external teacher
@@ -391,6 +429,19 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 # -- several processes
+
+
+def test_processes_that_start_from_different_states_are_refused(tmp_path: Path) -> None:
+    half = Half(1, 2)
+    run = trainer(tmp_path, processes=half)
+    sums = torch.stack([parameter.detach().double().sum() for parameter in run.model.parameters()])
+    for step, offset, alike in ((0.0, 0.0, True), (1.0, 0.0, False), (0.0, 1e-3, False)):
+        object.__setattr__(half, "mean", [torch.cat([torch.tensor([step / 2]).double(), sums + offset])])
+        if alike:
+            run._check_alike()
+        else:
+            with pytest.raises(TrainingError, match="the processes start from different states: all must see the same"):
+                run._check_alike()
 
 
 def test_a_batch_is_shared_out_and_nothing_is_seen_twice(tmp_path: Path) -> None:
@@ -447,7 +498,8 @@ def together(folder: Path, *arguments: object) -> list[dict[str, Any]]:
 
 def test_two_processes_train_one_network_with_one_exchange_a_step(tmp_path: Path) -> None:
     first, second = together(tmp_path / "whole")
-    assert first["step"] == second["step"] == first["exchanges"] == 15
+    assert first["step"] == second["step"] == 15
+    assert first["exchanges"] == 15 + 1  # and one before the first, to see that all start alike
     for name, expected in weights(played(tmp_path / "played")).items():
         assert torch.equal(first["model"][name], second["model"][name])
         torch.testing.assert_close(first["model"][name], expected, atol=1e-5, rtol=1e-4)
@@ -455,7 +507,7 @@ def test_two_processes_train_one_network_with_one_exchange_a_step(tmp_path: Path
     stopped = together(tmp_path / "stopped", 6)
     assert [state["step"] for state in stopped] == [7, 7]  # asked of one, both stop
     resumed = together(tmp_path / "stopped")
-    assert [state["exchanges"] for state in resumed] == [8, 8]
+    assert [state["exchanges"] for state in resumed] == [8 + 1, 8 + 1]
     assert all(torch.equal(tensor, first["model"][name]) for name, tensor in resumed[1]["model"].items())
 
 
