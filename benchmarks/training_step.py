@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -76,15 +77,23 @@ def compile_every_width(trainer: Trainer) -> None:
     trainer.optimizer.zero_grad()
 
 
-def methods(recipe: Recipe) -> dict[str, Recipe]:
-    """What is timed: Scala, the same without compilation, the baselines that cost something else."""
+def methods(recipe: Recipe, only: str | None) -> dict[str, Recipe]:
+    """What is timed: Scala, the same without compilation, the baselines that cost something else; or one of them.
+
+    Raises ValueError, listing them, when ``only`` is none of them.
+    """
     widths = [f"{width}" for width in recipe.config.widths if (4 * width.ratio).denominator == 1]
     eager = {"scala, not compiled": replace(recipe, compile=False)} if recipe.compile else {}
     alone = {f"separate-{width}": separate(recipe, width) for width in widths}
-    return {"scala": recipe, **eager, "us-net": us_net(recipe), **alone}
+    every = {"scala": recipe, **eager, "us-net": us_net(recipe), **alone}
+    if only is None:
+        return every
+    if only not in every:
+        raise ValueError(f"there is no method {only!r} to time; there are: {'; '.join(every)}")
+    return {only: every[only]}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="scala-s-tiny-imagenet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -92,25 +101,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps in a repeat (default 10)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", help="time just this method")
-    options = parser.parse_args()
-    device, recipe = torch.device(options.device), find(options.recipe)
-    recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    try:
+        recipe = find(options.recipe)
+        recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size)
+        timed = methods(recipe, options.only)
+    except ValueError as error:
+        parser.error(str(error))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     peak = matmul_rate(device, options.repeats)
     print(f"{name}, torch {torch.__version__}: bfloat16 matrix product {peak / 1e12:.3g} TFLOP/s\n")
     print(f"| {options.recipe}, batch {recipe.batch_size} | images/s | TFLOP/s | share of the matrix product |")
     print("|---|---|---|---|")
     found: dict[str, dict[str, float]] = {}
-    for method, chosen in methods(recipe).items():
-        if options.only in (None, method):
-            torch.compiler.reset()
-            rate = step_rate(chosen, device, options.steps, options.repeats)
-            share = rate["flops_per_s"] / peak
-            print(
-                f"| {method} | {rate['images_per_s']:,.0f} | {rate['flops_per_s'] / 1e12:.3g} | {share:.1%} |",
-                flush=True,
-            )
-            found[method] = {"images_per_s": round(rate["images_per_s"], 1), "share_of_matmul": round(share, 4)}
+    for method, chosen in timed.items():
+        torch.compiler.reset()
+        rate = step_rate(chosen, device, options.steps, options.repeats)
+        share = rate["flops_per_s"] / peak
+        print(
+            f"| {method} | {rate['images_per_s']:,.0f} | {rate['flops_per_s'] / 1e12:.3g} | {share:.1%} |",
+            flush=True,
+        )
+        found[method] = {"images_per_s": round(rate["images_per_s"], 1), "share_of_matmul": round(share, 4)}
     report = {"device": name, "recipe": options.recipe, "matmul_tflops": round(peak / 1e12, 3), "methods": found}
     print(json.dumps(report))
 

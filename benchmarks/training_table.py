@@ -5,8 +5,9 @@
 
 A method is one checkpoint, or several with a width each (networks trained separately). The checkpoints must have been
 evaluated on the same images; then each method's accuracy less the reference's is measured image by image, which tells
-them apart at a fraction of the distance that their own intervals would need. All intervals are of the choice of images;
-what another training run of the same method would give is not in them.
+them apart at a fraction of the distance that their own intervals would need: at each width, and on average over the
+widths that all methods have. All intervals are of the choice of images; what another training run of the same method
+would give is not in them. Widths that are no more accurate than a narrower one of their method are named.
 
 Prints tables in Markdown and, last, one line of JSON.
 """
@@ -24,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scala_model.checkpoint import CARD, read_card
-from scala_model.correctness import REMEDY, Correctness, paired_difference, read_correctness, wilson_interval
+from scala_model.correctness import (
+    REMEDY,
+    Correctness,
+    dominated_widths,
+    paired_difference,
+    read_correctness,
+    wilson_interval,
+)
 from scala_model.width import Width
 
 
@@ -132,17 +140,23 @@ def _check_same_images(first_folder: Path, first: Correctness, folder: Path, mat
             f"{folder} was evaluated on {found[1]} images of {found[0]}, {first_folder} on {expected[1]} of "
             f"{expected[0]}: only answers to the same images can be paired"
         )
+    if matrix.labels_sha256 != first.labels_sha256:
+        raise ValueError(
+            f"{folder} was evaluated on images with other labels, or in another order, than {first_folder} (SHA-256 "
+            f"{matrix.labels_sha256[:8]} and {first.labels_sha256[:8]}): evaluate both with the same data folder"
+        )
 
 
 # -- telling
 
 
 def markdown(methods: Mapping[str, Method], against: str, dataset: str) -> str:
-    """Accuracies and, of several methods, their differences, in percent and percentage points."""
-    tables = [accuracy_table(methods, dataset)]
+    """Accuracies, of several methods their differences, in percent and percentage points, and dominated widths."""
+    parts = [accuracy_table(methods, dataset)]
     if len(methods) > 1:
-        tables.append(difference_table(methods, against))
-    return "\n\n".join("\n".join(lines) for lines in tables) + "\n"
+        parts.append(difference_table(methods, against))
+    parts.append([dominated_sentence(methods)])
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
 def accuracy_table(methods: Mapping[str, Method], dataset: str) -> list[str]:
@@ -163,55 +177,74 @@ def accuracy_table(methods: Mapping[str, Method], dataset: str) -> list[str]:
 
 def difference_table(methods: Mapping[str, Method], against: str) -> list[str]:
     widths = _widths(methods)
+    columns = [*([width] for width in widths), _shared(methods)]
     rows = [
-        _row([name, *(_difference_cell(difference(methods, name, against, width)) for width in widths)])
-        for name in methods
+        _row([name, *(_difference_cell(difference(method, methods[against], column)) for column in columns)])
+        for name, method in methods.items()
         if name != against
     ]
     return [
         f"Difference to {against} (percentage points) on the same images, with paired 95 % intervals; bold where the "
-        "interval leaves out 0.",
+        "interval leaves out 0. The mean is of the same widths as above; each image counts once in its interval.",
         "",
-        *_heading([*map(str, widths)]),
+        *_heading([*map(str, widths), "mean"]),
         *rows,
     ]
 
 
-def difference(methods: Mapping[str, Method], name: str, against: str, width: Width) -> tuple[float, ...] | None:
-    """Accuracy of a method less that of another at a width, and its interval; None where one lacks the width."""
-    one, other = methods[name].get(width), methods[against].get(width)
-    return None if one is None or other is None else paired_difference(one.correct, other.correct)
+def dominated_sentence(methods: Mapping[str, Method]) -> str:
+    dominated = {name: ", ".join(map(str, _dominated(method))) for name, method in methods.items()}
+    found = "; ".join(f"{name} {widths}" for name, widths in dominated.items() if widths)
+    return f"Dominated widths, no more accurate than a narrower one of the same method: {found or 'none'}."
+
+
+def difference(one: Method, other: Method, widths: Sequence[Width]) -> tuple[float, ...] | None:
+    """Mean accuracy of a method over ``widths`` less that of another, and its interval; None where one lacks any."""
+    if not widths or not {*widths} <= one.keys() & other.keys():
+        return None
+    one_NX, other_NX = (np.stack([method[width].correct for width in widths], axis=1) for method in (one, other))
+    return paired_difference(one_NX, other_NX)
 
 
 def summary(methods: Mapping[str, Method], against: str, dataset: str) -> dict[str, Any]:
     """The same as data, in fractions of 4 decimals."""
-    shared = _shared(methods)
     return {
         "dataset": dataset,
         "images": _num_images(methods),
         "against": against,
         "methods": {
-            name: {
-                "mean": None if (mean := _mean(method, shared)) is None else round(mean, 4),
-                "widths": [_width_summary(methods, name, against, width) for width in method],
-            }
+            name: _method_summary(method, None if name == against else methods[against], _shared(methods))
             for name, method in methods.items()
         },
     }
 
 
-def _width_summary(methods: Mapping[str, Method], name: str, against: str, width: Width) -> dict[str, Any]:
-    measured = methods[name][width]
-    told: dict[str, Any] = {
-        "width": float(width),
-        "macs": measured.macs,
-        "accuracy": round(measured.accuracy, 4),
-        "accuracy_ci95": [round(bound, 4) for bound in measured.interval],
+def _method_summary(method: Method, reference: Method | None, shared: Sequence[Width]) -> dict[str, Any]:
+    mean = _mean(method, shared)
+    return {
+        "mean": None if mean is None else round(mean, 4),
+        **{f"mean_{key}": value for key, value in _difference_summary(method, reference, shared).items()},
+        "dominated": [float(width) for width in _dominated(method)],
+        "widths": [
+            {
+                "width": float(width),
+                "macs": measured.macs,
+                "accuracy": round(measured.accuracy, 4),
+                "accuracy_ci95": [round(bound, 4) for bound in measured.interval],
+                **_difference_summary(method, reference, [width]),
+            }
+            for width, measured in method.items()
+        ],
     }
-    if name != against and (found := difference(methods, name, against, width)) is not None:
-        middle, low, high = (round(value, 4) for value in found)
-        told |= {"difference": middle, "difference_ci95": [low, high], "significant": _leaves_out_0(found)}
-    return told
+
+
+def _difference_summary(method: Method, reference: Method | None, widths: Sequence[Width]) -> dict[str, Any]:
+    """Nothing for the reference itself, and where one of the two lacks a width."""
+    found = None if reference is None else difference(method, reference, widths)
+    if found is None:
+        return {}
+    middle, low, high = (round(value, 4) for value in found)
+    return {"difference": middle, "difference_ci95": [low, high], "significant": _leaves_out_0(found)}
 
 
 def draw(path: Path, methods: Mapping[str, Method]) -> None:
@@ -239,6 +272,10 @@ def _shared(methods: Mapping[str, Method]) -> list[Width]:
 
 def _mean(method: Method, widths: Sequence[Width]) -> float | None:
     return float(np.mean([method[width].accuracy for width in widths])) if widths else None
+
+
+def _dominated(method: Method) -> list[Width]:
+    return dominated_widths({width: measured.accuracy for width, measured in method.items()})
 
 
 def _leaves_out_0(found: Sequence[float]) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,16 @@ REMEDY = "run scala-serve evaluate on the checkpoint again"
 class Correctness:
     """``correct`` bool (N, X): whether image n of ``dataset`` was classified correctly at ``widths[x]``.
 
-    Raises ValueError when the shape is another, or there are no images.
+    ``labels_sha256``: of the images' labels in their order (int64, little-endian), in 64 hexadecimal digits. It tells
+    apart what a name and a number cannot: the same images in another order, as a folder and a Parquet file have them
+    (but not another order within a class). Raises ValueError when the shape or the digest is none, or there are no
+    images.
     """
 
     widths: tuple[Width, ...]
     correct: NDArray[np.bool_]
     dataset: str
+    labels_sha256: str
 
     def __post_init__(self) -> None:
         shape = self.correct.shape
@@ -43,6 +49,8 @@ class Correctness:
                 f"correctness is true or false for each image (N, at least 1) and each of the {len(self.widths)} "
                 f"widths; got {self.correct.dtype} of shape {shape}"
             )
+        if not re.fullmatch("[0-9a-f]{64}", self.labels_sha256):
+            raise ValueError(f"the labels' SHA-256 has 64 hexadecimal digits in lower case; got {self.labels_sha256!r}")
 
     @property
     def num_images(self) -> int:
@@ -74,6 +82,7 @@ def write_correctness(folder: str | os.PathLike[str], matrix: Correctness) -> No
     told = {
         "dataset": matrix.dataset,
         "images": matrix.num_images,
+        "labels_sha256": matrix.labels_sha256,
         "weights_sha256": card["weights_sha256"],
         "widths": [float(width) for width in matrix.widths],
     }
@@ -114,7 +123,7 @@ def _parse(path: Path) -> tuple[Correctness, Any]:
     if packed.shape != (math.ceil(num_images / 8), len(widths)):  # unpackbits would fill up with wrong answers
         raise ValueError(f"{packed.shape} bytes hold no {num_images} images at {len(widths)} widths")
     correct = np.unpackbits(packed, axis=0, count=num_images).astype(np.bool_)
-    return Correctness(widths, correct, str(told["dataset"])), told["weights_sha256"]
+    return Correctness(widths, correct, str(told["dataset"]), told["labels_sha256"]), told["weights_sha256"]
 
 
 def _listed(widths: tuple[Width, ...]) -> str:
@@ -135,16 +144,27 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Accuracy of ``a`` less that of ``b``, both (N) on the same images, and the ends of its 95 % interval.
+    """Accuracy of ``a`` less that of ``b`` on the same images, and the ends of its 95 % interval.
 
-    Only images that one of them alone got right count: n_a and n_b. With p = (n_a + 1) / (N + 2) and q = (n_b + 1) /
-    (N + 2) the interval is p - q ± z sqrt((p + q - (p - q)²) / (N + 2)) (Bonett and Price 2012, recommended by
-    Fagerland et al. 2014). The added ones keep it from shrinking to a point where two networks hardly differ; among
-    thousands of images they change nothing. Raises ValueError unless both are (N) of the same N >= 1.
+    Both are (N), or (N, X) for the mean over X widths. An image counts once, its d the mean over its widths of a - b,
+    because its answers depend on each other; the interval is the normal one of a mean of paired differences, mean(d) ±
+    z sqrt(var(d) / n) (Miller 2024, arXiv 2411.00640). It is taken over n = N + 2 images: one of d = 1, one of d = -1
+    are added, which at one width is the interval of Bonett and Price 2012, recommended by Fagerland et al. 2014. They
+    keep it from shrinking to a point where two networks hardly differ; among thousands of images they change nothing.
+    Raises ValueError unless both have the same such shape, with N and X at least 1.
     """
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
+    if a.shape != b.shape or a.ndim not in (1, 2) or not a.size:
         raise ValueError(f"answers of shape {a.shape} and {b.shape} cannot be paired: give both for the same images")
-    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    half = Z_95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return (only_a - only_b) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
+    gains = (a.astype(np.int64) - b).reshape(len(a), -1)
+    d = np.append(gains.mean(axis=1), [1.0, -1.0])
+    middle, half = float(d.mean()), Z_95 * float(d.std()) / math.sqrt(len(d))
+    return int(gains.sum()) / a.size, max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def dominated_widths(accuracy: Mapping[Width, float]) -> list[Width]:
+    """The widths, in order, that are no more accurate than a narrower one: what they cost more buys nothing."""
+    return [
+        width
+        for width in sorted(accuracy)
+        if any(narrower < width and accuracy[narrower] >= accuracy[width] for narrower in accuracy)
+    ]

@@ -288,6 +288,9 @@ def _print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from scala_model.correctness import dominated_widths
+    from scala_model.width import Width
+
     table = Table("width", "top-1 %", "95 % interval", "top-5 %", "ECE", "parameters", "MACs")
     for entry in card["widths"]:
         low, high = entry["accuracy_ci95"]
@@ -301,7 +304,11 @@ def _print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
             f"{entry['macs'] / 1e6:.1f} M",
         )
     Console().print(table)
-    print(json.dumps({"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}))
+    dominated = dominated_widths({Width(entry["width"]): entry["accuracy"] for entry in card["widths"]})
+    if dominated:
+        print(f"Dominated, no more accurate than a narrower width: {', '.join(map(str, dominated))}")
+    report = {"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}
+    print(json.dumps(report | {"dominated": [float(width) for width in dominated]}))
 
 
 def _progress(show: bool) -> Progress:

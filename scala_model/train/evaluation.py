@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +24,20 @@ NUM_BINS = 15  # of confidence, as in Guo et al. 2017
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What each width made of the images (N).
+    """What each width made of the images (N), whose ``labels`` are int64 (N).
 
     ``correct`` and ``correct_top5``: whether its first answer was right, and whether one of its first five was (of all
     answers, where there are fewer classes); ``confidence``: the probability that it gave its first answer.
     """
 
+    labels: NDArray[np.int64]
     correct: Mapping[Width, NDArray[np.bool_]]
     correct_top5: Mapping[Width, NDArray[np.bool_]]
     confidence: Mapping[Width, NDArray[np.float32]]
 
     @property
     def num_images(self) -> int:
-        return len(next(iter(self.correct.values())))
+        return len(self.labels)
 
     def accuracy(self, width: Width) -> float:
         return float(self.correct[width].mean())
@@ -56,7 +58,9 @@ class Evaluation:
 
     def matrix(self, dataset_name: str) -> Correctness:
         """Which images each width got right, to be kept beside the checkpoint."""
-        return Correctness(tuple(self.correct), np.stack(list(self.correct.values()), axis=1), dataset_name)
+        correct = np.stack(list(self.correct.values()), axis=1)
+        labels_sha256 = hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest()
+        return Correctness(tuple(self.correct), correct, dataset_name, labels_sha256)
 
 
 @torch.inference_mode()
@@ -90,7 +94,7 @@ def evaluate(
             outcomes[width].append(_outcome(network(normalised), labels))
             if progress is not None:
                 progress(len(labels))
-    return _collected(outcomes)
+    return _collected(images.labels, outcomes)
 
 
 def _outcome(logits: Tensor, labels: Tensor) -> Tensor:
@@ -99,9 +103,10 @@ def _outcome(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([hits[:, 0], hits.any(-1), logits.softmax(-1).amax(-1)], dim=-1)
 
 
-def _collected(outcomes: Mapping[Width, list[Tensor]]) -> Evaluation:
+def _collected(labels: Tensor, outcomes: Mapping[Width, list[Tensor]]) -> Evaluation:
     whole = {width: torch.cat(parts).cpu().numpy() for width, parts in outcomes.items()}
     return Evaluation(
+        labels=labels.cpu().numpy(),
         correct={width: outcome[:, 0] == 1 for width, outcome in whole.items()},
         correct_top5={width: outcome[:, 1] == 1 for width, outcome in whole.items()},
         confidence={width: outcome[:, 2] for width, outcome in whole.items()},

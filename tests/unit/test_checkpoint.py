@@ -474,7 +474,7 @@ def test_saving_over_a_checkpoint_replaces_whole_files_the_card_last(
 
 def test_new_weights_take_the_old_ones_correctness_away(saved: Path) -> None:
     widths = read_checkpoint(saved).config.widths
-    write_correctness(saved, Correctness(widths, np.ones((9, 3), np.bool_), "toys val"))
+    write_correctness(saved, Correctness(widths, np.ones((9, 3), np.bool_), "toys val", "0" * 64))
     assert read_correctness(saved) is not None
     save_checkpoint(saved, toy("distilled"))
     assert read_correctness(saved) is None

@@ -468,6 +468,7 @@ def test_evaluate_records_the_accuracies_and_ends_with_json(run: Any, data: Path
         "checkpoint": str(checkpoint),
         "images": 12,
         "widths": card["widths"],
+        "dominated": [1.0] if card["widths"][1]["accuracy"] <= card["widths"][0]["accuracy"] else [],
     }
     assert all(0 <= entry["calibration_error"] <= 1 and entry["accuracy_top5"] == 1 for entry in card["widths"])
     table = outcome.out[: outcome.out.rindex("{", 0, outcome.out.index('"checkpoint"'))]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scala_model.checkpoint import CheckpointError
 from scala_model.correctness import (
     Correctness,
+    dominated_widths,
     paired_difference,
     read_correctness,
     wilson_interval,
@@ -22,6 +23,8 @@ from scala_model.correctness import (
 )
 from scala_model.width import Width
 from tests.unit.toy import CONFIG, write_toy
+
+LABELS_SHA256 = "0123456789abcdef" * 4
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def matrix(num_images: int = 21, widths: tuple[Width, ...] = CONFIG.widths) -> Correctness:
     correct = np.random.default_rng(num_images).random((num_images, len(widths))) < 0.6
-    return Correctness(widths, correct, "toys val, häufig")
+    return Correctness(widths, correct, "toys val, häufig", LABELS_SHA256)
 
 
 # -- the file
@@ -45,6 +48,7 @@ def test_every_bit_comes_back(folder: Path, num_images: int) -> None:
     assert read is not None
     assert read.widths == CONFIG.widths
     assert read.dataset == "toys val, häufig"
+    assert read.labels_sha256 == LABELS_SHA256
     assert read.num_images == num_images
     assert read.correct.dtype == np.bool_
     assert np.array_equal(read.correct, told.correct)
@@ -100,6 +104,10 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, NDArray[An
     [
         lambda told, arrays: told.pop("weights_sha256"),
         lambda told, arrays: told.pop("dataset"),
+        lambda told, arrays: told.pop("labels_sha256"),
+        lambda told, arrays: told.update(labels_sha256=None),
+        lambda told, arrays: told.update(labels_sha256=LABELS_SHA256[1:]),
+        lambda told, arrays: told.update(labels_sha256=LABELS_SHA256.upper()),
         lambda told, arrays: told.update(images=25),
         lambda told, arrays: told.update(images=16),
         lambda told, arrays: told.update(images=0),
@@ -138,7 +146,7 @@ def test_a_file_that_is_no_matrix_is_refused(folder: Path, content: bytes) -> No
 
 def test_accuracies_are_by_width() -> None:
     correct = np.array([[True, True], [False, True], [False, True], [False, False]])
-    told = Correctness((Width(0.5), Width(1.0)), correct, "toys")
+    told = Correctness((Width(0.5), Width(1.0)), correct, "toys", LABELS_SHA256)
     assert [told.accuracy(width) for width in told.widths] == [0.25, 0.75]
     assert told.interval(Width(1.0)) == wilson_interval(3, 4)
     assert told.at(Width(0.5)).tolist() == [True, False, False, False]
@@ -152,7 +160,31 @@ def test_accuracies_are_by_width() -> None:
 )
 def test_what_is_no_matrix_is_refused(correct: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"of the 2 widths; got (bool|uint8) of shape \("):
-        Correctness((Width(0.5), Width(1.0)), correct, "toys")
+        Correctness((Width(0.5), Width(1.0)), correct, "toys", LABELS_SHA256)
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "g" * 64, "0" * 64 + "\n"])
+def test_what_is_no_digest_of_labels_is_refused(digest: str) -> None:
+    with pytest.raises(ValueError, match=r"SHA-256 has 64 hexadecimal digits in lower case; got '"):
+        Correctness((Width(0.5),), np.ones((3, 1), np.bool_), "toys", digest)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "dominated"),
+    [
+        ({0.25: 0.3, 0.5: 0.4, 0.75: 0.5, 1.0: 0.6}, []),
+        ({0.25: 0.3, 0.5: 0.4, 0.75: 0.4, 1.0: 0.6}, [0.75]),  # of two equals the narrower stays
+        ({1.0: 0.6, 0.75: 0.61, 0.5: 0.4, 0.25: 0.3}, [1.0]),  # in any order
+        ({0.25: 0.5, 0.5: 0.3, 0.75: 0.4, 1.0: 0.6}, [0.5, 0.75]),  # 0.75 beats its neighbour, not the narrowest
+        ({0.25: 0.0, 0.5: 0.0}, [0.5]),
+        ({0.5: 0.1}, []),
+        ({}, []),
+    ],
+)
+def test_a_width_no_more_accurate_than_a_narrower_one_is_dominated(
+    accuracy: dict[float, float], dominated: list[float]
+) -> None:
+    assert dominated_widths({Width(ratio): share for ratio, share in accuracy.items()}) == [*map(Width, dominated)]
 
 
 # -- the interval of one accuracy
@@ -229,6 +261,32 @@ def test_the_paired_interval_holds_the_truth_in_95_of_100_samples(only_a: float,
     assert 0.935 <= held / 3000 <= 0.975
 
 
+def test_the_interval_of_a_mean_over_widths_by_hand() -> None:
+    a = np.array([[True, True], [True, False], [True, False], [False, False]])
+    b = np.array([[False, False], [False, False], [False, True], [False, False]])
+    # d = 1, 1/2, 0, 0 and the added 1 and -1: mean 1.5 / 6 = 1/4, variance (1 + 1/4 + 2) / 6 - 1/16 = 23/48,
+    # so 1/4 ± 1.95996 sqrt(23 / 48 / 6) = 1/4 ± 0.55388
+    assert paired_difference(a, b) == pytest.approx((3 / 8, -0.30388, 0.80388), abs=1e-5)
+    assert paired_difference(b, a) == pytest.approx((-3 / 8, -0.80388, 0.30388), abs=1e-5)
+
+
+def test_widths_that_answer_alike_tell_no_more_than_one() -> None:
+    a, b = answers(60, 20, 10, 30)
+    alike_a, alike_b = (np.repeat(answer[:, None], 5, axis=1) for answer in (a, b))
+    assert paired_difference(alike_a, alike_b) == pytest.approx(paired_difference(a, b))
+
+
+def test_the_interval_of_a_mean_over_widths_holds_the_truth_in_95_of_100_samples() -> None:
+    draw, n, held = np.random.default_rng(2), 250, 0
+    for _ in range(2000):
+        hardness = draw.random((n, 1))  # of an image, for both methods and at every width
+        a = hardness + 0.3 * draw.normal(size=(n, 3)) < np.array([0.45, 0.55, 0.65])
+        b = hardness + 0.3 * draw.normal(size=(n, 3)) < np.array([0.45, 0.55, 0.65])
+        _, low, high = paired_difference(a, b)
+        held += low <= 0 <= high
+    assert 0.935 <= held / 2000 <= 0.97
+
+
 def test_pairing_tells_apart_what_two_intervals_cannot() -> None:
     a, b = answers(6000, 300, 200, 3500)
     _, low, _ = paired_difference(a, b)
@@ -236,7 +294,9 @@ def test_pairing_tells_apart_what_two_intervals_cannot() -> None:
     assert wilson_interval(int(a.sum()), len(a))[0] < wilson_interval(int(b.sum()), len(b))[1]
 
 
-@pytest.mark.parametrize(("a", "b"), [((3,), (4,)), ((0,), (0,)), ((2, 2), (2, 2))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((3,), (4,)), ((0,), (0,)), ((3, 2), (3, 1)), ((2,), (2, 1)), ((2, 0), (2, 0)), ((2, 2, 2), (2, 2, 2))]
+)
 def test_answers_to_different_images_are_not_paired(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"cannot be paired: give both for the same images"):
         paired_difference(np.ones(a, np.bool_), np.ones(b, np.bool_))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,7 @@ def test_says_for_each_width_which_images_were_right(folder: Path) -> None:
     result = evaluate(model, data, batch_size=16)
     assert list(result.correct) == [Width(0.5), Width(0.75), Width(1.0)]
     assert result.num_images == 50
+    assert result.labels.tolist() == data.labels.tolist()
     spec = Preprocessing(8, mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7))
     for width, correct in result.correct.items():
         with torch.inference_mode():
@@ -138,7 +141,8 @@ def test_the_card_tells_what_was_measured(folder: Path) -> None:
     correct = {width: np.arange(263) < hit for width, hit in hits.items()}
     top5 = {width: np.arange(263) < hit for width, hit in zip(hits, (200, 250, 263), strict=True)}
     confidence = {width: np.full(263, 0.5, np.float32) for width in hits}
-    measured = measured_card(card, Evaluation(correct, top5, confidence), "toys val")
+    labels = np.zeros(263, np.int64)
+    measured = measured_card(card, Evaluation(labels, correct, top5, confidence), "toys val")
     assert card == before
     assert [entry["accuracy"] for entry in measured["widths"]] == [0.3802, 0.5703, 1.0]
     assert measured["widths"][0]["accuracy_ci95"] == [round(bound, 4) for bound in wilson_interval(100, 263)]
@@ -153,10 +157,18 @@ def test_the_card_tells_what_was_measured(folder: Path) -> None:
 def test_the_matrix_has_a_column_a_width() -> None:
     correct = {Width(0.5): np.array([True, False, False]), Width(1.0): np.array([True, True, False])}
     zeros = {width: np.zeros(3, np.float32) for width in correct}
-    matrix = Evaluation(correct, correct, zeros).matrix("toys val")
+    matrix = Evaluation(np.array([2, 0, 300]), correct, correct, zeros).matrix("toys val")
     assert matrix.widths == (Width(0.5), Width(1.0))
     assert matrix.correct.tolist() == [[True, True], [False, True], [False, False]]
     assert matrix.dataset == "toys val"
+    assert matrix.labels_sha256 == hashlib.sha256(struct.pack("<3q", 2, 0, 300)).hexdigest()
+
+
+def test_the_matrix_tells_the_order_of_the_images(folder: Path) -> None:
+    model, data = load_checkpoint(folder), images()
+    backwards = ImageSet(data.pixels.flip(0), data.labels.flip(0))
+    digests = [evaluate(model, read).matrix("toys val").labels_sha256 for read in (data, Streamed(data), backwards)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 # -- the calibration error
