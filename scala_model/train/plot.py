@@ -34,7 +34,7 @@ def accuracy_figure(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """The figure that ``plot_accuracy`` writes."""
     if not curves or not all(curves.values()):
         raise ValueError("there is nothing to plot: give at least one method, and at least one point for each")
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for i, (method, points) in enumerate(curves.items()):
         ordered = sorted(points, key=lambda point: point.macs)
@@ -57,5 +57,5 @@ def accuracy_figure(curves: Mapping[str, Sequence[Point]]) -> Figure:
     axes.set_ylabel("top-1 accuracy (%)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="bars: 95 % intervals", frameon=False, loc="lower right")
+    axes.legend(title="bars: 95 % intervals", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
