@@ -2,9 +2,9 @@
 
 torchrun --nproc-per-node 8 -m server train scala-s-imagenet --data DIR
 
-Not run: it takes 6.4 EFLOP, 13 hours of one data-centre GPU at 20 % of 700 TFLOP/s. The published figures are those of the distilled
-variant with an external teacher, scala-s-distilled-imagenet. Crops come from stored squares of 256 px, the paper's from
-whole photos.
+Not run: it takes 6.4 EFLOP, 13 hours of one data-centre GPU at 20 % of 700 TFLOP/s. The published figures are those of
+the distilled variant with an external teacher, scala-s-distilled-imagenet. Crops come from stored squares of 256 px,
+the paper's from whole photos.
 """
 
 from scala_model.config import variant
