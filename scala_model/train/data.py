@@ -6,7 +6,9 @@ processes, for what does not fit.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import multiprocessing
 import signal
 import warnings
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -67,6 +69,8 @@ class Source(Protocol):
 
     def name(self, index: int) -> str: ...
     def read(self, index: int) -> bytes: ...
+    def num_bytes(self) -> NDArray[np.int64]:
+        """How long each image is, encoded (N)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class Files:
 
     def read(self, index: int) -> bytes:
         return Path(self.paths[index]).read_bytes()
+
+    def num_bytes(self) -> NDArray[np.int64]:
+        return np.array([Path(path).stat().st_size for path in self.paths])
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,9 @@ class Shards:
         start, end = shard.ends[row : row + 2].tolist()
         return shard.data[start:end].numpy().tobytes()
 
+    def num_bytes(self) -> NDArray[np.int64]:
+        return np.concatenate([np.diff(shard.ends) for shard in self.shards])
+
     def _find(self, index: int) -> tuple[Shard, int]:
         number = bisect_right(self.starts, index) - 1
         return self.shards[number], index - self.starts[number]
@@ -126,6 +136,14 @@ class EncodedSet:
     classes: list[dict[str, object]]
     source: Source = field(repr=False)
     num_skipped: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this data from other data: classes, labels, the length of each image; 64 hex digits."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update(self.source.num_bytes().tobytes())
+        return digest.hexdigest()
 
     def decode_all(self, spec: Preprocessing) -> ImageSet:
         """Every image, prepared as ``spec`` says, in threads.
@@ -213,17 +231,34 @@ class StreamedSet:
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # or the seed for workers, which need none, is drawn from the global one
         )
+        iterator = iter(loader)
         try:
-            for pixels in loader:
+            for pixels in iterator:
                 if isinstance(pixels, str):
                     raise ValueError(pixels)
                 yield pixels.to(device, non_blocking=pinned)
         except (RuntimeError, OSError, EOFError) as error:  # the last two where a worker dies while it sends a batch
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            _abandon(iterator)
             raise ValueError(
                 f"a decoding process failed ({error}): use fewer workers or give them more memory and /dev/shm"
             ) from error
+        finally:
+            del iterator  # which ends the workers; a traceback would keep it
+
+
+def _abandon(iterator: Any) -> None:
+    """End the workers of an iterator that lost one, without torch's own farewell.
+
+    That takes a lock which a killed worker may have held, and then never returns; its defence, a handler of SIGCHLD,
+    sees children alone, and these workers are the forkserver's.
+    """
+    iterator._shutdown = True
+    for queue in iterator._index_queues:
+        queue.cancel_join_thread()
+    for worker in iterator._workers:
+        worker.terminate()
 
 
 def _worker_context() -> BaseContext:

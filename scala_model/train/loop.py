@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pickle
 import random
 import time
@@ -59,7 +60,8 @@ class Trainer:
     """One run in a folder: ``state.pt`` to resume from, ``log.jsonl`` with a line every ``log_every`` steps.
 
     ``preprocessing`` is how the network wants its images (default: ImageNet's mean and deviation); ``init`` names the
-    weights that ``start_from`` will be given, for a saved state to be compared with. Raises TrainingError when data,
+    weights that ``start_from`` will be given and ``fingerprint`` the data (default: their labels), for a saved state to
+    be compared with. Raises TrainingError when data,
     recipe, teacher and number of processes do not fit together.
     """
 
@@ -75,11 +77,13 @@ class Trainer:
         teacher: Teacher | None = None,
         processes: Processes | None = None,
         init: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.recipe, self.folder, self.init, self.device, self.seed = recipe, folder, init, torch.device(device), seed
         self.data, self.teacher, self.processes = data, teacher and teacher.to(self.device), processes or Processes()
         self.preprocessing = preprocessing or Preprocessing(recipe.config.image_size)
         self._check()
+        self._fingerprint = fingerprint or hashlib.sha256(data.labels.cpu().numpy().tobytes()).hexdigest()
         torch.manual_seed(seed)
         self.model = ScalaViT(recipe.config, drop_path=recipe.drop_path).to(self.device).train()
         self.ema: dict[str, Tensor] = {}
@@ -127,12 +131,11 @@ class Trainer:
     @property
     def signature(self) -> dict[str, Any]:
         """What must not change between the parts of one run."""
-        labels = hashlib.sha256(self.data.labels.cpu().numpy().tobytes()).hexdigest()
         facts = {
             "recipe": asdict(self.recipe),
             "preprocessing": asdict(self.preprocessing),
             "seed": self.seed,
-            "data set": f"{len(self.data.labels)} images, labels {labels[:12]}",
+            "data set": self._fingerprint,
             "processes": self.processes.world,
             "teacher": self.teacher and self.teacher.name,
             "weights to start from": self.init,
@@ -151,7 +154,7 @@ class Trainer:
         if not path.exists():
             return False
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             signature = json.loads(state["signature"])
         except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError):
             raise TrainingError(f"{path} is damaged: delete it to start again") from None
@@ -161,7 +164,7 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema = state["ema"]
+        self.ema = {name: average.to(self.device) for name, average in state["ema"].items()}
         self.step = state["step"]
         return True
 
@@ -179,6 +182,8 @@ class Trainer:
             "ema": self.ema,
         }
         torch.save(state, temporary)
+        with temporary.open("rb") as file:  # or a power cut might leave an empty file under the good one's name
+            os.fsync(file.fileno())
         temporary.replace(self.folder / STATE)
 
     def stop(self) -> None:

@@ -35,6 +35,10 @@ class Objective:
     progressive_transfer: bool = True
     noise_calibration: bool = True
 
+    def __post_init__(self) -> None:
+        if self.sampling not in ("stable", "between", "all"):
+            raise ValueError(f"sampling must be 'stable', 'between' or 'all'; got {self.sampling!r}")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -24,7 +24,7 @@ from scala_model.correctness import write_correctness
 from scala_model.preprocess import Preprocessing
 from scala_model.train import evaluation
 from scala_model.train.data import EncodedSet, Images, available_bytes, fits
-from scala_model.train.layouts import open_split
+from scala_model.train.layouts import has_split, open_split
 from scala_model.train.loop import Teacher, Trainer
 from scala_model.train.parallel import Processes
 from scala_model.train.plot import Point, plot_accuracy
@@ -83,6 +83,8 @@ def prepare(
     recipe = find(name, None if start is None else start.config)
     recipe = recipe if epochs is None else with_epochs(recipe, epochs)
     images = open_split(data, "train")
+    if has_split(data, "val") and not _same_classes(images.classes, open_split(data, "val").classes):
+        raise ValueError(f"{data} has other classes in val than in train: give both the same")
     recipe = replace(recipe, config=replace(recipe.config, num_classes=len(images.classes)))
     base, _, method = name.partition(":")
     short = Path(base).stem + (f"-{method}" if method else "")
@@ -106,6 +108,7 @@ def prepare(
         teacher=None if teacher is None else _teacher(teacher, recipe, images),
         processes=processes,
         init=None if start is None else start.card["weights_sha256"],
+        fingerprint=images.fingerprint,
     )
     if weights is not None:
         trainer.start_from(weights)

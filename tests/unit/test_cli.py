@@ -416,6 +416,22 @@ def test_another_recipes_folder_is_refused(
     assert "state.pt belongs to a run with another recipe: use another folder or delete it" in outcome.err
 
 
+def test_the_folder_of_other_data_is_refused(run: Any, data: Path, tmp_path: Path) -> None:
+    """As many images with the same labels, but other classes, or other pictures."""
+    command = ("train", "toy", "--data", data, "--out", tmp_path / "out", "--device", "cpu")
+    assert run(*command).code == 0
+    names = (data / "classes.tsv").read_bytes()
+    (data / "classes.tsv").write_text("n1\tapple\nn2\tpear\nn3\tplum\n")
+    assert "belongs to a run with another data set" in run(*command).err
+    (data / "classes.tsv").write_bytes(names)
+    assert "Going on from step 12 of 12" in run(*command).err
+    shard = data / "train-00000-of-00001.parquet"
+    table = pq.read_table(shard)
+    images = table["image"].to_pylist()
+    pq.write_table(table.set_column(0, "image", [[images[3], *images[1:3], images[0], *images[4:]]]), shard)
+    assert "belongs to a run with another data set" in run(*command).err
+
+
 def test_training_data_that_does_not_fit_is_refused_before_any_training(run: Any, data: Path, tmp_path: Path) -> None:
     (data / "classes.tsv").write_text("n1\tred\nn2\tgreen\n")
     outcome = run("train", "toy", "--data", data, "--out", tmp_path / "out")

@@ -15,9 +15,9 @@ from scala_model.train.recipe import PARTS, Objective, find, names, separate, us
 S = "scala-s-tiny-imagenet"
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "fine-tune"])
+@pytest.mark.parametrize("name", names())
 def test_every_recipe_can_be_run(name: str) -> None:
-    recipe = find(name)
+    recipe = find(name, find("scala-xs-tiny-imagenet").config)
     assert Preprocessing(recipe.resident_size).image_size >= recipe.config.image_size
     assert recipe.largest_only_epochs < recipe.epochs
     assert recipe.warmup_epochs < recipe.epochs
@@ -171,6 +171,8 @@ def test_values_that_make_no_sense(field: str, value: float, wanted: str) -> Non
         replace(find("toy"), **changes)
     with pytest.raises(ValueError, match="autocast must be 'bfloat16' or 'float32'; got 'float16'"):
         replace(find("toy"), autocast="float16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sampling must be 'stable', 'between' or 'all'; got 'uniform'"):
+        Objective(sampling="uniform")  # type: ignore[arg-type]
 
 
 def test_fine_tuning_takes_the_shape_of_the_network_it_starts_from() -> None:

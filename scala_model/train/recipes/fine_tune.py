@@ -2,6 +2,9 @@
 
 scala-serve train fine-tune --init CHECKPOINT --data DIR
 
+From scala-xs-tiny-imagenet to ten of its classes with a new head, 5,000 images, two CPU cores with AVX512-BF16: 3.5
+minutes. Top-1 (2026-11-22, 500 images): 54.6, 58.0, 61.0 and 60.4 % at 0.25, 0.5, 0.75 and 1.0.
+
 All widths train from the first step on. A small rate, a short run, little regularisation: copy it and fit it.
 """
 

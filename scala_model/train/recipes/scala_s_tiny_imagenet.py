@@ -1,8 +1,8 @@
-"""DeiT-S with seven widths on Tiny ImageNet at 64 px, patch 8: the table of docs/training.md.
+"""DeiT-S with seven widths on Tiny ImageNet at 64 px, patch 8.
 
 scala-serve train scala-s-tiny-imagenet --data DIR --device cuda
 
-One data-centre GPU, 151 PFLOP; expected at 20 % of a bf16 rate of 700 TFLOP/s: 18 minutes. Goal: 62 % at width 1.0,
+One data-centre GPU, 151 PFLOP; estimated at 20 % of a bf16 rate of 700 TFLOP/s: 18 minutes. Goal: 62 % at width 1.0,
 50 % at 0.25. Not run yet: neither its duration nor its accuracy is known.
 """
 

@@ -3,8 +3,7 @@
 scala-serve train scala-xs-tiny-imagenet --data DIR
 
 Two CPU cores with AVX512-BF16, 260 to 300 images/s: 95 minutes; one core, 180 to 210 images/s: 2 hours.
-Top-1 (2026-11-22): 20.5, 25.6, 26.7 and 27.1 % at 0.25, 0.5, 0.75 and 1.0. Ten more epochs from there (init, no phase
-of the largest alone, rate 1.5e-3, 0.25 epochs of warm-up, 89 minutes of one core): 23.5, 29.8, 31.3 and 31.4 %.
+Top-1 (2026-11-22): 20.5, 25.6, 26.7 and 27.1 % at 0.25, 0.5, 0.75 and 1.0; scala-xs-tiny-imagenet-more goes on.
 """
 
 from scala_model.config import ScalaConfig

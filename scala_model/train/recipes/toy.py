@@ -1,6 +1,9 @@
 """Ten classes in minutes on any CPU: to see the whole way from pictures to a served checkpoint.
 
 scala-serve train toy --data DIR
+
+Two CPU cores with AVX512-BF16, 5,000 images: 3 minutes. Top-1 on the first ten classes of Tiny ImageNet (2026-11-22,
+500 images, chance 10 %): 38.6, 40.2, 41.4 and 41.0 % at 0.25, 0.5, 0.75 and 1.0.
 """
 
 from scala_model.config import ScalaConfig
