@@ -13,14 +13,17 @@ import multiprocessing
 import signal
 import warnings
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import psutil
@@ -28,7 +31,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from scala_model.preprocess import Preprocessing, to_pixels
 
@@ -173,7 +175,7 @@ class EncodedSet:
         return StreamedSet(self.labels, _Decoder(self.source, spec), workers)
 
 
-class _Decoder(Dataset[Tensor | str]):
+class _Decoder:
     """Runs in threads and in worker processes."""
 
     def __init__(self, source: Source, spec: Preprocessing) -> None:
@@ -194,13 +196,10 @@ class _Decoder(Dataset[Tensor | str]):
                 f"{self.source.name(index)} is not an image that can be read ({reason}): repair or remove it"
             ) from None
 
-    def __getitem__(self, indices: list[int]) -> Tensor | str:
-        """uint8 (B, R, R, 3), or what is wrong: an exception would arrive with the worker's traceback as its text."""
+    def batch(self, indices: list[int]) -> Tensor:
+        """uint8 (B, R, R, 3)."""
         with _quiet_but_for_bombs():
-            try:
-                return torch.from_numpy(np.stack([self.pixels(index) for index in indices]))
-            except ValueError as error:
-                return str(error)
+            return torch.from_numpy(np.stack([self.pixels(index) for index in indices]))
 
 
 @dataclass(frozen=True)
@@ -221,44 +220,42 @@ class StreamedSet:
         Raises ValueError that names an image that does not decode, when its turn comes; and when a worker is killed.
         """
         pinned = device.type == "cuda"
-        loader = DataLoader(
-            self.decoder,
-            batch_size=None,  # the sampler gives whole batches
-            sampler=(chosen.tolist() for chosen in indices),
-            num_workers=self.workers,
-            pin_memory=pinned,
-            multiprocessing_context=_worker_context() if self.workers else None,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # or the seed for workers, which need none, is drawn from the global one
-        )
-        iterator = iter(loader)
+        for pixels in self._decoded(chosen.tolist() for chosen in indices):
+            yield (pixels.pin_memory() if pinned else pixels).to(device, non_blocking=pinned)
+
+    def _decoded(self, indices: Iterator[list[int]]) -> Iterator[Tensor]:
+        if not self.workers:
+            yield from map(self.decoder.batch, indices)
+            return
+        # Not torch's DataLoader: when a forkserver's worker is killed, it may wait for ever for a lock of that worker's.
+        pool = ProcessPoolExecutor(self.workers, _worker_context(), _start_worker, (self.decoder,))
         try:
-            for pixels in iterator:
-                if isinstance(pixels, str):
-                    raise ValueError(pixels)
-                yield pixels.to(device, non_blocking=pinned)
-        except (RuntimeError, OSError, EOFError) as error:  # the last two where a worker dies while it sends a batch
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            _abandon(iterator)
+            ahead = deque(pool.submit(_decode_batch, chosen) for chosen in islice(indices, 2 * self.workers))
+            while ahead:
+                pixels = ahead.popleft().result()
+                ahead.extend(pool.submit(_decode_batch, chosen) for chosen in islice(indices, 1))
+                yield pixels
+        except BrokenProcessPool as error:
             raise ValueError(
                 f"a decoding process failed ({error}): use fewer workers or give them more memory and /dev/shm"
             ) from error
         finally:
-            del iterator  # which ends the workers; a traceback would keep it
+            pool.shutdown(cancel_futures=True)
 
 
-def _abandon(iterator: Any) -> None:
-    """End the workers of an iterator that lost one, without torch's own farewell.
+_decoder: _Decoder  # of a worker process; sending it with every batch would send a million paths
 
-    That takes a lock which a killed worker may have held, and then never returns; its defence, a handler of SIGCHLD,
-    sees children alone, and these workers are the forkserver's.
-    """
-    iterator._shutdown = True
-    for queue in iterator._index_queues:
-        queue.cancel_join_thread()
-    for worker in iterator._workers:
-        worker.terminate()
+
+def _start_worker(decoder: _Decoder) -> None:
+    """What Ctrl-C means is for the parent to say. Where something else had started the helper, it is not blocked."""
+    global _decoder
+    _decoder = decoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _decode_batch(indices: list[int]) -> Tensor:
+    return _decoder.batch(indices)
 
 
 def _worker_context() -> BaseContext:
@@ -278,11 +275,6 @@ def _worker_context() -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def _ignore_interrupts(_: int) -> None:
-    """What Ctrl-C means is for the parent to say. Where something else had started the helper, it is not blocked."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
