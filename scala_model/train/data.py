@@ -227,7 +227,7 @@ class StreamedSet:
         if not self.workers:
             yield from map(self.decoder.batch, indices)
             return
-        # Not torch's DataLoader: when a forkserver's worker is killed, it may wait for a lock of that worker's for ever.
+        # Not torch's DataLoader: if a forkserver's worker is killed, it may wait for ever for that worker's lock.
         pool = ProcessPoolExecutor(self.workers, _worker_context(), _start_worker, (self.decoder,))
         try:
             ahead = deque(pool.submit(_decode_batch, chosen) for chosen in islice(indices, 2 * self.workers))
