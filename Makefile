@@ -7,10 +7,10 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test lint format lock clean
+.PHONY: help install serve test lint bench-engine bench-agreement format lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.dev ## Install everything for development into .venv
 
@@ -19,6 +19,12 @@ serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" ad
 
 test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
 	$(BIN)/python -m pytest -q $(ARGS)
+
+bench-engine: $(VENV)/.bench ## Measure the engine against its rivals: 10 minutes on an idle machine
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-agreement: $(VENV)/.bench ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
+	$(BIN)/python -m benchmarks.agreement $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .
@@ -33,8 +39,8 @@ format: $(VENV)/.dev ## Format the code and fix what the linter can
 lock: ## Write the newest versions that fit into constraints.txt (torch stays: edit its line by hand)
 	rm -rf .venv-lock
 	$(MAKE) VENV=.venv-lock .venv-lock/.torch
-	.venv-lock/bin/python -m pip --quiet install "$(TORCH)" -e ".[train,dev]"
-	@{ echo "# What the project is tested with: core, torch, train and dev, resolved on the oldest Python. Regenerate: make lock"; \
+	.venv-lock/bin/python -m pip --quiet install "$(TORCH)" -e ".[bench,dev]"
+	@{ echo "# What the project is tested with: core and all extras, resolved on the oldest Python. Regenerate: make lock"; \
 	   .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > .venv-lock/new
 	mv .venv-lock/new constraints.txt
 	rm -rf .venv-lock
@@ -60,12 +66,19 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt
 	fi
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+# A CPU is served by OpenVINO, without torch; a GPU by torch.
+$(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing what serving needs"
-	@$(PIP) install -c constraints.txt -e ".[torch]"
+	@if nvidia-smi -L >/dev/null 2>&1; then extra=torch; else extra=cpu; fi; \
+	  $(PIP) install -c constraints.txt -e ".[$$extra]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "Installing what development needs"
-	@$(PIP) install -c constraints.txt -e ".[train,dev]"
+	@$(PIP) install -c constraints.txt -e ".[cpu,train,dev]"
 	@touch $(VENV)/.serve $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "Installing what benchmarks need"
+	@$(PIP) install -c constraints.txt -e ".[bench,dev]"
+	@touch $@

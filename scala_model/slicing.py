@@ -8,9 +8,12 @@ A middle width r and the smallest s therefore share only max(0, r + s - 1) of th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from scala_model.config import ScalaConfig
 from scala_model.width import Width
+
+Array = TypeVar("Array", bound=Any)  # of numpy or torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,23 @@ def slices_of(config: ScalaConfig, width: Width) -> Slices:
         qkv=_end(3 * config.embed_dim, 3 * embed, prefix),
         hidden=_end(config.hidden_dim, hidden, prefix),
     )
+
+
+def cut(name: str, array: Array, s: Slices) -> Array:
+    """The part of one named parameter that a width uses: a view of the whole."""
+    if "attn.qkv" in name:
+        part = array[s.qkv] if name.endswith("bias") else array[s.qkv, s.embed]
+    elif "mlp.fc1" in name:
+        part = array[s.hidden] if name.endswith("bias") else array[s.hidden, s.embed]
+    elif "mlp.fc2.weight" in name or "attn.proj.weight" in name:
+        part = array[s.embed, s.hidden if "fc2" in name else s.embed]
+    elif name.startswith("head"):
+        part = array if name.endswith("bias") else array[:, s.embed]
+    elif name.endswith(("token", "pos_embed")):
+        part = array[..., s.embed]
+    else:
+        part = array[s.embed]  # patch embedding, norms, remaining biases
+    return part  # type: ignore[no-any-return]
 
 
 def _end(full: int, active: int, prefix: bool) -> slice:

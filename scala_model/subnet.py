@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from scala_model.config import ScalaConfig
 from scala_model.layers import attend
-from scala_model.slicing import Slices
+from scala_model.slicing import Slices, cut
 from scala_model.width import Width
 
 if TYPE_CHECKING:
@@ -84,18 +84,3 @@ def extract(model: ScalaViT, width: Width, s: Slices) -> DenseViT:
         dense = DenseViT(model.config, width)
     dense.load_state_dict(weights, assign=True)
     return dense.requires_grad_(False).train(model.training)
-
-
-def cut(name: str, tensor: Tensor, s: Slices) -> Tensor:
-    """The part of one named parameter that a width uses."""
-    if "attn.qkv" in name:
-        return tensor[s.qkv] if name.endswith("bias") else tensor[s.qkv, s.embed]
-    if "mlp.fc1" in name:
-        return tensor[s.hidden] if name.endswith("bias") else tensor[s.hidden, s.embed]
-    if "mlp.fc2.weight" in name or "attn.proj.weight" in name:
-        return tensor[s.embed, s.hidden if "fc2" in name else s.embed]
-    if name.startswith("head"):
-        return tensor if name.endswith("bias") else tensor[:, s.embed]
-    if name.endswith(("token", "pos_embed")):
-        return tensor[..., s.embed]
-    return tensor[s.embed]  # patch embedding, norms, remaining biases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,15 @@ from pathlib import Path
 import psutil
 
 from server import cgroup
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's model, as the system names it."""
+    try:
+        named = re.search(r"model name\s*: (.+)", (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        named = None
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import logging
+from importlib.util import find_spec
+
 from scala_model.checkpoint import Checkpoint
 from server.cgroup import num_threads_for
 from server.engine.contract import Engine
 from server.settings import Settings, SettingsError
 
+CPU_BATCH, GPU_BATCH = 16, 256  # by default, at most
+log = logging.getLogger("scala.serve")
+
 
 def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:
-    """The engine that the settings name, not loaded yet.
+    """The engine that the settings name, with no width loaded yet; ``auto`` is the fastest that is installed.
 
-    Raises SettingsError when torch is missing or the device does not exist.
+    Raises SettingsError when what was asked for is not installed, or has no device here.
     """
-    try:
-        import torch
-    except ImportError:
-        raise SettingsError("the torch engine needs torch: pip install 'scala-serve[torch]'") from None
+    name = settings.engine if settings.engine != "auto" else _fastest(settings.device)
+    if name == "openvino":
+        return _openvino(settings, checkpoint, cpus)
+    device = _torch_device(name, settings.device)
+    if name == "cuda_graphs":
+        from server.engine.cuda_graphs import CudaGraphsEngine
+
+        return CudaGraphsEngine(checkpoint, device="cuda", max_batch=settings.max_batch or GPU_BATCH)
     from server.engine.torch_engine import TorchEngine
 
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device 'cuda' was asked for, but torch finds no CUDA device; use 'cpu' or 'auto'")
-    cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     return TorchEngine(
         checkpoint,
-        device="cuda" if cuda else "cpu",
+        device=device,
         threads=settings.num_threads or num_threads_for(cpus),
-        max_batch=settings.max_batch or (256 if cuda else 16),
+        max_batch=settings.max_batch or (GPU_BATCH if device == "cuda" else CPU_BATCH),
     )
+
+
+def _fastest(device: str) -> str:
+    if device == "cuda" or (device == "auto" and _has_cuda()):
+        return "cuda_graphs"
+    if find_spec("openvino"):
+        return "openvino"
+    log.warning("OpenVINO is not installed: torch serves, several times slower; pip install 'scala-serve[cpu]'")
+    return "torch"
+
+
+def _openvino(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:
+    if settings.device == "cuda":
+        raise SettingsError("engine 'openvino' runs on the CPU: use engine 'cuda_graphs' or device 'cpu'")
+    try:
+        from server.engine.openvino_engine import OpenVinoEngine
+    except ImportError:
+        raise SettingsError("engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'") from None
+    return OpenVinoEngine(
+        checkpoint,
+        threads=settings.num_threads or num_threads_for(cpus),
+        max_batch=settings.max_batch or CPU_BATCH,
+    )
+
+
+def _torch_device(engine: str, device: str) -> str:
+    """``cpu`` or ``cuda``, which is then there."""
+    if find_spec("torch") is None:
+        raise SettingsError(
+            "no engine is installed: pip install 'scala-serve[cpu]', or 'scala-serve[torch]' for a GPU"
+            if engine == "torch" and device == "auto"
+            else f"engine '{engine}' needs torch: pip install 'scala-serve[torch]'"
+        )
+    if engine == "cuda_graphs" and device == "cpu":
+        raise SettingsError("engine 'cuda_graphs' runs on a GPU: use engine 'openvino' or device 'cuda'")
+    has_cuda = _has_cuda()
+    if not has_cuda and (device == "cuda" or engine == "cuda_graphs"):
+        raise SettingsError("device 'cuda' was asked for, but torch finds no CUDA device; use 'cpu' or 'auto'")
+    return "cuda" if has_cuda and device != "cpu" else "cpu"
+
+
+def _has_cuda() -> bool:
+    """Asks torch, which takes seconds to import, only where a driver is installed."""
+    if ctypes.util.find_library("cuda") is None or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

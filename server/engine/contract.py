@@ -1,4 +1,8 @@
-"""What the server needs of an engine. ``load`` and ``run`` come from one thread, the others from the event loop."""
+"""What the server needs of an engine.
+
+``load`` comes from a thread of its own, one width at a time, and may run beside ``run``, which always comes from one
+other thread and only asks for widths that are loaded. The rest is called from the event loop.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,34 @@ from scala_model.width import Width
 from server.types import Probabilities
 
 
+class DeviceOutOfMemory(Exception):
+    """The device has no memory for this batch now; smaller or narrower ones may still run."""
+
+
+class DeviceLost(Exception):
+    """The device will not answer again in this process: only a restart helps."""
+
+
 class Engine(Protocol):
-    """Runs batches of one width. ``name`` goes into metrics; ``threads`` is how many CPU threads a batch keeps busy."""
+    """Runs batches of one width.
+
+    ``name`` has the version in it, ``device`` is the hardware's model: measured latencies are kept for the two.
+    ``threads`` is how many CPU threads a batch keeps busy.
+    """
 
     name: str
+    device: str
     threads: int
     max_batch: int
 
-    def load(self) -> None:
-        """Do all that takes long. Called once, before anything else."""
+    def load(self, width: Width) -> None:
+        """Do all that takes long for a width. Raises whatever the device has to say."""
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1."""
+        """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1.
+
+        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch.
+        """
 
     def memory_bytes(self) -> int:
         """Device memory held, 0 when it is the process's own."""

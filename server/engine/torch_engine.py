@@ -1,60 +1,45 @@
-"""The torch engine: a dense sub-network per width in float32, the specification of every faster engine.
+"""The torch engine: the network as it is written down, float32, eager. The specification of every faster engine.
 
-On a CPU each sub-network is traced. The arithmetic stays the same, but the interpreter's lock is then released once for
-a whole forward pass instead of at each of its 150 operations, every one of which would wait for a busy event loop to
-yield: under overload an eager batch took 8 times its idle time.
+It serves where nothing faster is installed. On a busy CPU that is slow beyond its arithmetic: each of a forward pass's
+150 operations gives up the interpreter's lock and waits until the event loop yields it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from scala_model.checkpoint import Checkpoint, build_model
 from scala_model.normalise import Normalise
-from scala_model.subnet import DenseViT
 from scala_model.width import Width
+from server.machine import cpu_name
 from server.types import Probabilities
 
 
 class TorchEngine:
     """On ``device`` (``cpu`` or ``cuda``), with ``threads`` CPU threads."""
 
-    name = "torch"
+    name = f"torch {torch.__version__}"
 
     def __init__(self, checkpoint: Checkpoint, *, device: str, threads: int, max_batch: int) -> None:
         self.threads, self.max_batch = threads, max_batch
-        self._checkpoint, self._device = checkpoint, torch.device(device)
-        self._networks: dict[Width, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.device = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+        self._place = torch.device(device)
+        self._normalise = Normalise(checkpoint.preprocessing).to(self._place)
+        self._model = build_model(checkpoint).to(self._place)
+        torch.set_num_threads(threads)
 
-    def load(self) -> None:
-        torch.set_num_threads(self.threads)
-        model = build_model(self._checkpoint)
-        self._networks = {width: self._network(model.subnet(width)) for width in model.config.widths}
-
-    def _network(self, subnet: DenseViT) -> Callable[[torch.Tensor], torch.Tensor]:
-        layers = [Normalise(self._checkpoint.preprocessing), subnet, nn.Softmax(-1)]
-        network = nn.Sequential(*layers).to(self._device).eval()
-        if self._device.type != "cpu":
-            return network
-        size = subnet.config.image_size
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        traced: Callable[[torch.Tensor], torch.Tensor] = torch.jit.freeze(
-            torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
-        )
-        return traced
+    def load(self, width: Width) -> None:
+        """Nothing to do: every width is a slice of the one network."""
 
     @torch.inference_mode()
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        probabilities: Probabilities = self._networks[width](torch.from_numpy(pixels).to(self._device)).cpu().numpy()
+        logits = self._model(self._normalise(torch.from_numpy(pixels).to(self._place)), width)
+        probabilities: Probabilities = logits.softmax(-1).cpu().numpy()
         return probabilities
 
     def memory_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+        return torch.cuda.memory_allocated(self._place) if self._place.type == "cuda" else 0
 
-    def close(self) -> None:
-        self._networks.clear()
+    def close(self) -> None: ...

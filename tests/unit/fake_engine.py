@@ -15,20 +15,22 @@ from tests.unit.virtual_time import Clock
 class FakeEngine:
     """A batch takes ``seconds(width, images)`` of the clock; whatever that raises, the engine raises."""
 
-    name = "fake"
+    name, device = "fake", "none"
     threads = 1
 
     def __init__(self, clock: Clock, *, max_batch: int = 4, num_classes: int = 200) -> None:
         self.clock, self.max_batch, self.num_classes = clock, max_batch, num_classes
         self.seconds: Callable[[Width, list[int]], float] = usual_seconds
         self.batches: list[tuple[Width, list[int]]] = []
+        self.loaded: list[Width] = []
 
     @property
     def served(self) -> list[tuple[Width, list[int]]]:
         """The batches that hold more than the black images of the warm-up."""
         return [(width, images) for width, images in self.batches if any(images)]
 
-    def load(self) -> None: ...
+    def load(self, width: Width) -> None:
+        self.loaded.append(width)
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         images = [int(image) for image in pixels[:, 0, 0, 0]]

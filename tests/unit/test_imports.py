@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TORCH, HTTP = {"torch"}, {"fastapi", "starlette", "uvicorn"}
+TORCH_ENGINES = {"server.engine.torch_engine", "server.engine.cuda_graphs", "server.engine.serving_forward"}
 POLICY_MODULES = [
     "server.types",
     "server.errors",
     "server.request_queue",
     "server.load_monitor",
     "server.latency_profile",
+    "server.profile_store",
     "server.policies",
     "server.policies.adaptive",
     "server.policies.fixed",
@@ -114,7 +116,7 @@ def test_engines_know_no_http() -> None:
 
 def test_the_server_loads_torch_only_to_serve_with_it() -> None:
     for module in MODULES:
-        if module.startswith("server.") and not module.startswith("server.engine.torch"):
+        if module.startswith("server.") and module not in TORCH_ENGINES:
             assert "torch" not in loaded_with(module), module
 
 

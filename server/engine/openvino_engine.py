@@ -1,0 +1,132 @@
+"""The CPU engine: OpenVINO, in bfloat16 where the processor has it.
+
+Every width is compiled once, for any number of images. What is open until it comes costs 0.4 ms a run, which is little
+to a wide network and a sixth of a narrow one's time: networks of few bytes are compiled once more, for a single image.
+
+A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, so batches are run in pieces of 1, 2, 4,
+... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import Node
+from openvino import opset13 as ops
+
+from scala_model.checkpoint import Checkpoint
+from scala_model.cost import cost_of
+from scala_model.width import Width
+from server.engine.openvino_network import Head, NetworkBuilder
+from server.types import Probabilities
+
+PIECE_PER_THREAD = 4  # images
+LIGHT_BYTES = 8 * 2**20  # of a network in half precision that is compiled twice
+SMALL_BYTES = 16 * 1024  # of a constant that is not worth a place in the file
+PAGE_BYTES, ALIGNMENT_BYTES = mmap.PAGESIZE, 64
+
+
+class OpenVinoEngine:
+    """With ``threads`` threads; ``precision`` is ``bf16`` or ``f32``, by default what the processor does best."""
+
+    name = f"openvino {ov.__version__.partition('-')[0]}"
+
+    def __init__(self, checkpoint: Checkpoint, *, threads: int, max_batch: int, precision: str | None = None) -> None:
+        self.threads, self.max_batch = threads, max_batch
+        self._largest_piece = 1 << (PIECE_PER_THREAD * threads).bit_length() - 1
+        self._checkpoint, self._core = checkpoint, ov.Core()
+        self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
+        has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._precision = precision or ("bf16" if has_bf16 else "f32")
+        self._heads: dict[Width, Head] = {}
+        self._any: dict[Width, ov.InferRequest] = {}
+        self._single: dict[Width, ov.InferRequest] = {}
+
+    def load(self, width: Width) -> None:
+        self._heads[width] = NetworkBuilder(self._checkpoint, width, ops.constant).head()
+        if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
+            self._single[width] = self._compile(width, 1)
+        self._any[width] = self._compile(width, None)
+        if len(self._any) == len(self._checkpoint.config.widths):
+            self._checkpoint = replace(self._checkpoint, weights={})
+
+    def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
+        tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels)])
+        return self._heads[width](tokens_BLC)
+
+    def _pieces(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        size = self._largest_piece
+        while len(pixels):
+            while size > len(pixels):
+                size //= 2
+            yield pixels[:size]
+            pixels = pixels[size:]
+
+    def _run_piece(self, pixels: NDArray[np.uint8], width: Width) -> NDArray[np.float32]:
+        request = self._single.get(width, self._any[width]) if len(pixels) == 1 else self._any[width]
+        request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))
+        request.infer()
+        tokens_BLC: NDArray[np.float32] = request.get_output_tensor().data.copy()  # the next piece overwrites it
+        return tokens_BLC
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._single.clear()
+        self._any.clear()
+
+    def _compile(self, width: Width, batch: int | None) -> ov.InferRequest:
+        config = self._checkpoint.config
+        originals = Originals(cost_of(config, width).num_bytes(4))
+        graph = NetworkBuilder(self._checkpoint, width, originals.constant).graph(batch)
+        hints = {
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,  # two streams of one thread each served 0.6 to 1.0 times as many images (docs/log.md)
+        }
+        request = self._core.compile_model(graph, "CPU", hints).create_infer_request()
+        request.set_input_tensor(ov.Tensor(np.zeros((1, config.image_size, config.image_size, 3), np.uint8)))
+        request.infer()
+        originals.release()
+        return request
+
+
+class Originals:
+    """The float32 matrices of a graph, in a nameless temporary file that is mapped into memory.
+
+    OpenVINO packs each matrix in a layout and precision of its own, yet holds on to the original, two thirds of all
+    bytes. ``release`` takes the originals out of memory; should one ever be read again, it comes back from the file.
+    Without a file to be had they stay where they are.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._used, size = 0, num_bytes + PAGE_BYTES
+        try:
+            with tempfile.TemporaryFile() as file:
+                os.posix_fallocate(
+                    file.fileno(), 0, size
+                )  # a full disk says so now, not by a signal at the first write
+                self._memory = mmap.mmap(file.fileno(), size)
+            self._backed = True
+        except (OSError, AttributeError):  # a read-only system, or one without posix_fallocate
+            self._memory, self._backed = mmap.mmap(-1, size), False
+
+    def constant(self, array: NDArray[np.float32]) -> Node:
+        if array.nbytes < SMALL_BYTES:
+            return ops.constant(np.ascontiguousarray(array))
+        held = np.frombuffer(self._memory, np.float32, array.size, self._used).reshape(array.shape)
+        held[...] = array
+        self._used += -(-array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        return ops.constant(held, shared_memory=True)
+
+    def release(self) -> None:
+        if self._backed:
+            self._memory.madvise(mmap.MADV_DONTNEED)
