@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from scala_model.train.loop import Trainer
+    from scala_model.width import Width
+    from server.latency_profile import LatencyProfile
+    from server.profiling import Report
 
 app = typer.Typer(
     help="An image-classification server that spends as much network on each request as its latency budget allows.",
@@ -55,6 +58,19 @@ def _setting(metavar: str, help: str, default: str) -> OptionInfo:
     return typer.Option(metavar=metavar, help=text, show_default=False)  # type: ignore[no-any-return]
 
 
+# What serving and measuring have in common.
+CheckpointFlag = Annotated[str | None, _setting("DIR", "The checkpoint's folder.", "the package's own")]
+EngineFlag = Annotated[
+    str | None, _setting("NAME", "What runs the network: auto, openvino, torch or cuda_graphs.", "auto")
+]
+DeviceFlag = Annotated[str | None, _setting("NAME", "cpu, cuda, or auto: a GPU if there is one.", "auto")]
+NumThreadsFlag = Annotated[str | None, _setting("N", "Engine threads on a CPU.", "from the CPU limit")]
+MaxBatchFlag = Annotated[str | None, _setting("N", "Images in a batch.", "16 on a CPU, 256 on a GPU")]
+ProfileDirFlag = Annotated[
+    str | None, _setting("DIR", "Keeps measured latencies for the next start.", "scala-serve in the user's cache")
+]
+
+
 @app.command()
 def serve(
     host: Annotated[
@@ -63,18 +79,19 @@ def serve(
     port: Annotated[str | None, _setting("N", "TCP port to listen on; 0 takes any free one.", "8000")] = None,
     workers: Annotated[str | None, _setting("N", "Processes: always 1. More devices need more replicas.", "1")] = None,
     log_level: Annotated[str | None, _setting("LEVEL", "debug, info, warning, error or critical.", "info")] = None,
-    checkpoint: Annotated[str | None, _setting("DIR", "The checkpoint's folder.", "the package's own")] = None,
-    engine: Annotated[str | None, _setting("NAME", "What runs the network: auto or torch.", "auto")] = None,
-    device: Annotated[str | None, _setting("NAME", "cpu, cuda, or auto: a GPU if there is one.", "auto")] = None,
-    num_threads: Annotated[str | None, _setting("N", "Engine threads on a CPU.", "from the CPU limit")] = None,
+    checkpoint: CheckpointFlag = None,
+    engine: EngineFlag = None,
+    device: DeviceFlag = None,
+    num_threads: NumThreadsFlag = None,
     policy: Annotated[str | None, _setting("NAME", "adaptive, or fixed:WIDTH for always the same.", "adaptive")] = None,
     default_budget_ms: Annotated[
         str | None, _setting("MS", "Places requests that name no budget in the queue.", "1000")
     ] = None,
     max_body_bytes: Annotated[str | None, _setting("N", "Bytes that a request's body may have.", "20971520")] = None,
     max_pixels: Annotated[str | None, _setting("N", "Pixels that an image may have.", "50000000")] = None,
-    max_batch: Annotated[str | None, _setting("N", "Images in a batch.", "16 on a CPU, 256 on a GPU")] = None,
+    max_batch: MaxBatchFlag = None,
     max_queue: Annotated[str | None, _setting("N", "Images that may wait; more are refused.", "256")] = None,
+    profile_dir: ProfileDirFlag = None,
     drain_grace_s: Annotated[str | None, _setting("S", "Seconds of serving on after SIGTERM.", "5")] = None,
     drain_timeout_s: Annotated[str | None, _setting("S", "Seconds from SIGTERM to leaving anyway.", "30")] = None,
 ) -> None:
@@ -87,6 +104,62 @@ def serve(
     from server.settings import Settings
 
     run(Settings.load(flags))
+
+
+@app.command()
+def profile(
+    checkpoint: CheckpointFlag = None,
+    engine: EngineFlag = None,
+    device: DeviceFlag = None,
+    num_threads: NumThreadsFlag = None,
+    max_batch: MaxBatchFlag = None,
+    profile_dir: ProfileDirFlag = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Of each width at each batch size, at least; and at least 30 runs.")
+    ] = 1.0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw latency against batch size: a PNG.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the line of JSON here, too.")
+    ] = None,
+) -> None:
+    """Measure how long every width takes at every batch size, on an otherwise idle machine.
+
+    Prints a table and, as the last line, one JSON object. What was measured is kept: a server with the same engine and
+    checkpoint then starts without measuring it again. Settings are those of `serve`.
+    """
+    flags: dict[str, object] = {
+        "checkpoint": checkpoint,
+        "engine": engine,
+        "device": device,
+        "num_threads": num_threads,
+        "max_batch": max_batch,
+        "profile_dir": profile_dir,
+    }
+    if plot is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'scala-serve[train]'")
+    for path in (plot, json_file):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    from server.profile_store import ProfileStore, default_folder
+    from server.profiling import measure, plot_latency
+    from server.settings import Settings
+
+    settings = Settings.load(flags)
+    with _progress(True) as bar:
+        task = bar.add_task("measuring", visible=False)
+        report = measure(
+            settings,
+            seconds,
+            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+        )
+    ProfileStore(settings.profile_dir or default_folder()).write(report.table)
+    if plot is not None:
+        plot_latency(plot, report)
+    line = json.dumps(report.as_json())
+    if json_file is not None:
+        json_file.write_text(line + "\n", encoding="utf-8")
+    _print_latency(report)
+    print(line)
 
 
 @app.command()
@@ -309,6 +382,30 @@ def _print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
         print(f"Dominated, no more accurate than a narrower width: {', '.join(map(str, dominated))}")
     report = {"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}
     print(json.dumps(report | {"dominated": [float(width) for width in dominated]}))
+
+
+def _print_latency(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    profile = report.profile
+    largest = max(batch for _, batch in report.runs)
+    buckets = [batch for batch in profile.buckets if batch <= largest]
+    table = Table("width", *(f"batch {batch}" for batch in buckets), "images/s (batch)", title="p50 / p99 ms")
+    for width in filter(profile.ready, profile.widths):
+        cells = [_latency_ms(profile, width, batch) if (width, batch) in report.runs else "" for batch in buckets]
+        best = profile.best_batch(width)
+        table.add_row(str(width), *cells, f"{1 / profile.seconds_per_image(width):.0f} ({best})")
+    Console().print(table)
+    if any(map(profile.dominated_at, buckets)):
+        print("* dominated: at this batch size another width is as accurate and no slower")
+    if report.memory_bytes > 0:
+        print(f"device memory: {report.memory_bytes / 2**20:.0f} MiB")
+
+
+def _latency_ms(profile: LatencyProfile, width: Width, batch: int) -> str:
+    mark = " *" if width in profile.dominated_at(batch) else ""
+    return f"{1000 * profile.p50(width, batch):.2f} / {1000 * profile.p99(width, batch):.2f}{mark}"
 
 
 def _progress(show: bool) -> Progress:

@@ -49,9 +49,9 @@ class LatencyProfile:
         self.accuracy: dict[Width, float] = dict(sorted(measured.items()))
         self.widths = tuple(self.accuracy)
         self.buckets = buckets_up_to(max_batch)
-        self.dominated: frozenset[Width] = frozenset()
         self.fastest = self.widths[0]
         self._cells: dict[tuple[Width, int], Cell] = {}
+        self._dominated: dict[int, frozenset[Width]] = {}
 
     def record(self, width: Width, batch: int, seconds: Iterable[float]) -> None:
         """Add latencies of a batch, each already divided by the interference of its moment.
@@ -61,10 +61,23 @@ class LatencyProfile:
         bucket = self._bucket(batch)
         longer = self.p50(width, bucket) / self.p50(width, batch) if (width, bucket) in self._cells else 1.0
         self._cells.setdefault((width, bucket), Cell()).add(longer * sample for sample in seconds)
-        self._refresh()
+        self._refresh(bucket)
+
+    def withdraw(self, width: Width, batch: int) -> None:
+        """Take a cell and the larger ones of its width off the offer until they are recorded again.
+
+        That is for a device without the memory for them. A width whose batch 1 is withdrawn is not ready any more.
+        """
+        for bucket in self.buckets[self.buckets.index(self._bucket(batch)) :]:
+            self._cells.pop((width, bucket), None)
+            self._refresh(bucket)
 
     def cell(self, width: Width, bucket: int) -> Cell | None:
         return self._cells.get((width, bucket))
+
+    def samples(self) -> dict[tuple[Width, int], list[float]]:
+        """The seconds that every (width, bucket) was seen to take, oldest first."""
+        return {place: list(cell.samples) for place, cell in self._cells.items()}
 
     def ready(self, width: Width) -> bool:
         """Whether the width may be used at all: batch 1 is warmed."""
@@ -94,21 +107,24 @@ class LatencyProfile:
         batch = self.best_batch(width, longest_s)
         return self.p50(width, batch) / batch
 
-    def _refresh(self) -> None:
-        """Find the fastest width, and those that another matches in accuracy without being slower (at batch 1)."""
-        ready = [(w, self.p50(w, 1)) for w in self.widths if self.ready(w)]
-        if ready:
-            self.fastest = min(ready, key=lambda entry: entry[1])[0]
-        self.dominated = frozenset(
-            w
-            for w, seconds in ready
-            for other, other_s in ready
-            if other != w
-            and other_s <= seconds
-            and self.accuracy[other] >= self.accuracy[w]
-            # of two equals the narrower stays
-            and ((other_s, -self.accuracy[other]) != (seconds, -self.accuracy[w]) or other < w)
-        )
+    def dominated_at(self, batch: int) -> frozenset[Width]:
+        """The widths that another matches in accuracy without being slower at this batch size's bucket.
+
+        It depends on the size: on a GPU one image takes as long at every width, a large batch does not.
+        """
+        return self._dominated.get(self._bucket(batch), frozenset())
+
+    def _refresh(self, bucket: int) -> None:
+        """Find the dominated widths of a bucket, and at batch 1 the fastest width."""
+        measured = [(self._cells[w, bucket].p50_s, -self.accuracy[w], w) for w in self.widths if self.cell(w, bucket)]
+        if bucket == 1 and measured:
+            self.fastest = min(measured, key=lambda entry: entry[0])[-1]
+        dominated, best = set[Width](), -float("inf")
+        for _, inaccuracy, width in sorted(measured):  # of two equals the narrower comes first, and stays
+            if -inaccuracy <= best:
+                dominated.add(width)
+            best = max(best, -inaccuracy)
+        self._dominated[bucket] = frozenset(dominated)
 
     def _bucket(self, batch: int) -> int:
         return self.buckets[min(bisect_left(self.buckets, batch), len(self.buckets) - 1)]

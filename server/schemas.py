@@ -76,8 +76,9 @@ class ModelWidth(BaseModel):
     accuracy_ci95: tuple[float, float] | None
     parameters: int
     macs: int
-    dominated: bool = Field(
-        description="Another width is as accurate and no slower here: only a pin or a floor chooses this one"
+    dominated: bool = Field(description="Dominated at every batch size on offer: only a pin or a floor chooses it")
+    dominated_at: list[int] = Field(
+        description="Batch sizes at which another width is as accurate and no slower on this machine"
     )
     latency_ms: dict[str, Latency] = Field(description="By batch size; a size appears once it is warmed")
 

@@ -54,7 +54,7 @@ def _host(value: object) -> str:
 
 def _folder(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("must be the path of a checkpoint's folder")
+        raise ValueError("must be the path of a folder")
     return Path(value)
 
 
@@ -95,7 +95,7 @@ class Settings(BaseModel):
 
     checkpoint: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder of the checkpoint; by default the one that comes with the package."""
-    engine: Literal["auto", "torch"] = "auto"
+    engine: Literal["auto", "openvino", "torch", "cuda_graphs"] = "auto"
     """What runs the network; auto takes the fastest that there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto takes a GPU where there is one."""
@@ -114,6 +114,8 @@ class Settings(BaseModel):
     """Images that a batch may have; by default 16 on a CPU and 256 on a GPU."""
     max_queue: Annotated[int, _whole(1, 65_536)] = 256
     """Images that may be inside at once: decoded, waiting or run."""
+    profile_dir: Annotated[Path, BeforeValidator(_folder)] | None = None
+    """Folder that keeps measured latencies for the next start; by default scala-serve in the user's cache."""
 
     drain_grace_s: Annotated[float, _number(0, 3600)] = 5.0
     """Seconds after SIGTERM for which new requests are still served."""

@@ -6,6 +6,9 @@ A missed deadline costs a request's whole accuracy, the next width only a point 
 2. the images that keep arriving, served at that width, leave the device some idle time. (An image that waits alone is
    spared this rule: one caller who asks again as soon as he is answered is no overload.)
 
+A width that is dominated at the batch that could run now is not even considered: on a GPU one image takes as long at
+every width, so a narrow one is worth its loss of accuracy only where many wait.
+
 Without the second rule a policy fills its slack with width, keeps the queue long and loses to the best fixed width.
 Where no width affords everything, the narrowest is taken; an image that even an immediate run at its narrowest width
 would make late is shed, since running it could only harm those behind it.
@@ -40,6 +43,10 @@ class Outlook:
         """From a decision to the engine's result, as the present load has it, at p99."""
         return self.load.hop_s + self.load.interference * self.profile.p99(width, batch)
 
+    def num_joining(self, widths: Sequence[Width]) -> int:
+        """How many of the living allow one of ``widths``: no batch at one of them can be larger."""
+        return sum(any(w in widths for w in self.queue[i].widths) for i in self.alive)
+
 
 def adaptive(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Decision:
     """Choose width and batch; see the module's text. ``queue`` must not be empty."""
@@ -60,14 +67,19 @@ def adaptive(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now:
 def outlook(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Outlook:
     """Sort out who can still be served, and by when each should be.
 
-    Hopeless is an image that would be late even if it ran alone, now, at the fastest width it allows. The goal of the
-    others is ``order_by`` while that can be reached, else ``deadline``.
+    Hopeless is an image that would be late even if it ran alone, now, at the fastest width it allows, or that allows
+    none on offer. The goal of the others is ``order_by`` while that can be reached, else ``deadline``.
     """
-    fastest = {w: profile.p50(_fastest(w, profile), 1) for w in {item.widths for item in queue}}
+    if not profile.ready(profile.fastest):  # then no width is, all of them withdrawn
+        return Outlook(queue, load, profile, now, (), frozenset(range(len(queue))), ())
+    alone_s = {
+        widths: min((profile.p50(w, 1) for w in widths if profile.ready(w)), default=float("inf"))
+        for widths in {item.widths for item in queue}
+    }
     start = now + load.hop_s + load.respond_s
     soonest = start + load.interference * profile.p99(profile.fastest, 1)
     shed = frozenset(
-        i for i, item in enumerate(queue) if start + load.interference * fastest[item.widths] > item.deadline
+        i for i, item in enumerate(queue) if start + load.interference * alone_s[item.widths] > item.deadline
     )
     return Outlook(
         queue,
@@ -80,10 +92,13 @@ def outlook(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: 
     )
 
 
-def usable(widths: Sequence[Width], profile: LatencyProfile) -> list[Width]:
-    """The warmed widths among ``widths`` without those that are dominated (unless that leaves none)."""
+def usable(widths: Sequence[Width], profile: LatencyProfile, batch: int) -> list[Width]:
+    """The warmed widths among ``widths`` without those that are dominated (unless that leaves none).
+
+    Each is judged at ``batch`` images, or at the largest batch that it offers.
+    """
     ready = [w for w in widths if profile.ready(w)]
-    worthwhile = [w for w in ready if w not in profile.dominated]
+    worthwhile = [w for w in ready if w not in profile.dominated_at(min(batch, profile.max_batch(w)))]
     return worthwhile or ready
 
 
@@ -99,8 +114,8 @@ def all_in_time(width: Width, view: Outlook) -> bool:
     An image that does not allow ``width`` is counted at the fastest width that it does allow.
     """
     others = {view.queue[i].widths for i in view.alive} - {view.profile.widths}
-    slower = [_fastest(widths, view.profile) for widths in others if width not in widths]
-    slowest = max([width, *slower], key=lambda w: view.profile.p50(w, 1))
+    slower = [_fastest(widths, view) for widths in others if width not in widths]
+    slowest = max([width, *slower], key=lambda w: _seconds_per_image(w, view.profile, len(view.alive)))
     due = [view.goals[i] for i in view.alive]
     clock, start = view.now + view.load.respond_s, 0
     sizes = [(batch, view.seconds(slowest, batch)) for batch in view.profile.warmed(slowest)]
@@ -127,12 +142,20 @@ def batch_at(width: Width, willing: Sequence[int], view: Outlook, reason: str) -
 
 
 def _choose(widths: Sequence[Width], view: Outlook) -> Width:
-    candidates = sorted(usable(widths, view.profile), key=lambda w: view.profile.accuracy[w], reverse=True)
-    for width in candidates:
+    candidates = usable(widths, view.profile, view.num_joining(widths))
+    for width in sorted(candidates, key=lambda w: view.profile.accuracy[w], reverse=True):
         if (len(view.alive) == 1 or sustainable(width, view.load, view.profile)) and all_in_time(width, view):
             return width
-    return _fastest(widths, view.profile)
+    return _fastest(widths, view)
 
 
-def _fastest(widths: Sequence[Width], profile: LatencyProfile) -> Width:
-    return min(usable(widths, profile), key=lambda w: profile.p50(w, 1))
+def _fastest(widths: Sequence[Width], view: Outlook) -> Width:
+    """Of those on offer the one that gets through all who may join the soonest."""
+    batch = view.num_joining(widths)
+    return min(usable(widths, view.profile, batch), key=lambda w: _seconds_per_image(w, view.profile, batch))
+
+
+def _seconds_per_image(width: Width, profile: LatencyProfile, batch: int) -> float:
+    """In a batch of ``batch`` images, or in the largest on offer."""
+    largest = min(batch, profile.max_batch(width))
+    return profile.p50(width, largest) / largest

@@ -32,11 +32,13 @@ async def model(request: Request) -> Model:
 
 
 def _width(services: Services, entry: dict[str, Any]) -> ModelWidth:
-    width = services.checkpoint.config.width(entry["width"])
-    cells = {b: services.profile.cell(width, b) for b in services.profile.warmed(width)}
+    width, profile = services.checkpoint.config.width(entry["width"]), services.profile
+    cells = {batch: profile.cell(width, batch) for batch in profile.warmed(width)}
     latency = {
         str(batch): Latency(p50=round(1000 * cell.p50_s, 3), p99=round(1000 * cell.p99_s, 3))
         for batch, cell in cells.items()
         if cell is not None
     }
-    return ModelWidth(**entry, dominated=width in services.profile.dominated, latency_ms=latency)
+    dominated_at = [batch for batch in cells if width in profile.dominated_at(batch)]
+    dominated = bool(cells) and len(dominated_at) == len(cells)
+    return ModelWidth(**entry, dominated=dominated, dominated_at=dominated_at, latency_ms=latency)

@@ -115,7 +115,7 @@ def _toy_recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_help_names_the_commands(run: Any) -> None:
     help_text = run("--help").out
-    for words in ("latency budget", "serve", "train", "evaluate"):
+    for words in ("latency budget", "serve", "profile", "train", "evaluate"):
         assert words in help_text
 
 
@@ -124,6 +124,7 @@ def test_help_names_the_commands(run: Any) -> None:
     [
         ("train", ["scala-xs-tiny-imagenet", "--data", "--out", "--device", "--seed", "--threads", "state.pt"]),
         ("evaluate", ["CHECKPOINT", "--data", "--device", "--no-write", "JSON"]),
+        ("profile", ["--checkpoint", "--max-batch", "--profile-dir", "--seconds", "--plot", "--json", "30 runs"]),
     ],
 )
 def test_every_command_explains_itself(run: Any, command: str, words: list[str]) -> None:

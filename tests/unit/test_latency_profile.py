@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from scala_model.width import Width
@@ -85,6 +87,37 @@ def test_a_width_without_batch_1_is_not_ready() -> None:
     assert profile.warmed(WIDE) == ()
 
 
+def test_what_is_withdrawn_is_off_the_offer_until_it_is_recorded_again() -> None:
+    cells = ((width, batch, 0.01 * batch * float(width)) for width in (NARROW, WIDE) for batch in (1, 2, 4, 8))
+    profile = profile_of(*cells, max_batch=8)
+    profile.withdraw(WIDE, 3)  # a batch of three ran out of memory
+    assert (profile.warmed(WIDE), profile.warmed(NARROW)) == ((1, 2), (1, 2, 4, 8))
+    assert profile.cell(WIDE, 8) is None
+    profile.record(WIDE, 4, [0.05])
+    assert profile.warmed(WIDE) == (1, 2, 4)
+    assert profile.p50(WIDE, 4) == 0.05, "what was seen before the memory ran out is forgotten"
+    profile.withdraw(WIDE, 16)  # beyond the largest batch: the largest
+    profile.withdraw(MIDDLE, 1)  # which was never there
+    assert profile.warmed(WIDE) == (1, 2, 4)
+
+
+def test_a_width_withdrawn_altogether_is_not_ready_nor_the_fastest_nor_dominates() -> None:
+    profile = LatencyProfile({NARROW: 0.7, WIDE: 0.7}, 2)
+    for width in (NARROW, WIDE):
+        profile.record(width, 1, [0.01 * float(width)])
+    assert (profile.fastest, profile.dominated_at(1)) == (NARROW, frozenset({WIDE}))
+    profile.withdraw(NARROW, 1)
+    assert (profile.ready(NARROW), profile.fastest, profile.dominated_at(1)) == (False, WIDE, frozenset())
+
+
+def test_samples_are_a_copy_of_what_was_recorded() -> None:
+    profile = profile_of((NARROW, 1, 0.01))
+    profile.record(WIDE, 2, [0.03, 0.02])
+    assert profile.samples() == {(NARROW, 1): [0.01] * 20, (WIDE, 2): [0.03, 0.02]}
+    profile.samples()[WIDE, 2].append(9.0)
+    assert profile.samples()[WIDE, 2] == [0.03, 0.02]
+
+
 def test_the_best_batch_has_the_least_time_per_image_within_the_limit() -> None:
     profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.012), (WIDE, 4, 0.020), (WIDE, 8, 0.080))
     assert profile.best_batch(WIDE) == 4
@@ -111,54 +144,94 @@ def test_a_width_that_is_slower_and_not_more_accurate_is_dominated() -> None:
     profile = LatencyProfile({NARROW: 0.6, MIDDLE: 0.5, WIDE: 0.7}, 1)
     for width, seconds in ((NARROW, 0.01), (MIDDLE, 0.02), (WIDE, 0.04)):
         profile.record(width, 1, [seconds])
-    assert profile.dominated == {MIDDLE}
+    assert profile.dominated_at(1) == {MIDDLE}
 
 
 def test_a_width_that_is_slower_and_more_accurate_is_not_dominated() -> None:
-    assert profile_of((NARROW, 1, 0.01), (MIDDLE, 1, 0.02), (WIDE, 1, 0.04)).dominated == frozenset()
+    assert profile_of((NARROW, 1, 0.01), (MIDDLE, 1, 0.02), (WIDE, 1, 0.04)).dominated_at(1) == frozenset()
 
 
 def test_where_all_take_the_same_time_only_the_most_accurate_is_worthwhile() -> None:
     profile = profile_of((NARROW, 1, 0.01), (MIDDLE, 1, 0.01), (WIDE, 1, 0.01))  # a GPU at batch 1: launches, not sums
-    assert profile.dominated == {NARROW, MIDDLE}
+    assert profile.dominated_at(1) == {NARROW, MIDDLE}
 
 
 def test_of_two_equals_the_narrower_stays() -> None:
     profile = LatencyProfile({NARROW: 0.6, MIDDLE: 0.6, WIDE: 0.6}, 1)
     for width in (WIDE, NARROW, MIDDLE):
         profile.record(width, 1, [0.01])
-    assert profile.dominated == {MIDDLE, WIDE}
+    assert profile.dominated_at(1) == {MIDDLE, WIDE}
 
 
 def test_of_two_equally_accurate_the_faster_stays_though_it_is_wider() -> None:
     profile = LatencyProfile({NARROW: 0.6, WIDE: 0.6}, 1)
     profile.record(NARROW, 1, [0.02])
     profile.record(WIDE, 1, [0.01])
-    assert profile.dominated == {NARROW}
+    assert profile.dominated_at(1) == {NARROW}
 
 
 def test_among_widths_never_evaluated_the_wider_is_the_better_one() -> None:
     profile = LatencyProfile({NARROW: None, WIDE: None}, 1)
     profile.record(NARROW, 1, [0.02])
     profile.record(WIDE, 1, [0.01])
-    assert profile.dominated == {NARROW}
+    assert profile.dominated_at(1) == {NARROW}
 
 
 def test_only_warmed_widths_dominate_and_are_dominated() -> None:
     profile = LatencyProfile({NARROW: 0.7, WIDE: 0.7}, 1)
     profile.record(WIDE, 1, [0.02])
-    assert profile.dominated == frozenset()
+    assert profile.dominated_at(1) == frozenset()
     profile.record(NARROW, 1, [0.01])
-    assert profile.dominated == {WIDE}
+    assert profile.dominated_at(1) == {WIDE}
 
 
 def test_what_is_dominated_follows_what_is_measured() -> None:
     profile = LatencyProfile({NARROW: 0.6, WIDE: 0.7}, 1)
     profile.record(NARROW, 1, [0.02])
     profile.record(WIDE, 1, [0.01])
-    assert profile.dominated == {NARROW}
+    assert profile.dominated_at(1) == {NARROW}
     profile.record(WIDE, 1, [0.04] * 3)
-    assert profile.dominated == frozenset()
+    assert profile.dominated_at(1) == frozenset()
+
+
+def test_a_width_may_be_worth_its_time_at_large_batches_only() -> None:
+    """A GPU: one image takes as long at every width, eight do not."""
+    profile = profile_of(*((width, 1, 0.01) for width in MEASURED))
+    for width in MEASURED:
+        profile.record(width, 8, [0.04 * float(width)])
+    assert profile.dominated_at(1) == {NARROW, MIDDLE}
+    assert profile.dominated_at(8) == frozenset()
+    assert profile.dominated_at(5) == frozenset(), "five are a batch of the bucket of eight"
+    assert profile.dominated_at(2) == profile.dominated_at(16) == frozenset(), "nothing was measured there"
+
+
+def test_a_width_without_the_cell_does_not_dominate_there() -> None:
+    profile = LatencyProfile({NARROW: 0.5, WIDE: 0.5}, 2)
+    profile.record(NARROW, 1, [0.01])
+    profile.record(WIDE, 1, [0.02])
+    profile.record(WIDE, 2, [0.03])
+    assert profile.dominated_at(1) == {WIDE}
+    assert profile.dominated_at(2) == frozenset()
+
+
+def test_dominated_by_definition_on_many_tables() -> None:
+    """Few distinct values, so that there are ties of all kinds."""
+    chance = random.Random(0)
+    widths = [Width(f"{n}/8") for n in range(1, 9)]
+    for _ in range(200):
+        accuracy = {width: chance.choice((0.5, 0.6, 0.7)) for width in widths}
+        seconds = {width: chance.choice((0.01, 0.02, 0.03)) for width in widths}
+        profile = LatencyProfile(accuracy, 4)
+        for width in chance.sample(widths, 8):
+            profile.record(width, 4, [seconds[width]])
+        expected = set()
+        for width in widths:
+            for other in widths:
+                no_worse = accuracy[other] >= accuracy[width] and seconds[other] <= seconds[width]
+                equal = accuracy[other] == accuracy[width] and seconds[other] == seconds[width]
+                if no_worse and (other < width if equal else other != width):
+                    expected.add(width)
+        assert profile.dominated_at(4) == expected
 
 
 def test_the_fastest_width_is_measured_not_assumed() -> None:
@@ -170,6 +243,11 @@ def test_the_fastest_width_is_measured_not_assumed() -> None:
     assert profile.fastest == NARROW
     profile.record(MIDDLE, 1, [0.01])
     assert profile.fastest == MIDDLE
+
+
+def test_the_fastest_width_is_that_of_one_image() -> None:
+    profile = profile_of((NARROW, 1, 0.01), (WIDE, 1, 0.02), (NARROW, 2, 0.03), (WIDE, 2, 0.02))
+    assert profile.fastest == NARROW
 
 
 # -- refinement while serving

@@ -19,7 +19,7 @@ import pytest
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
 from server.policies import Policy, policy_of
-from server.policies.adaptive import adaptive
+from server.policies.adaptive import adaptive, all_in_time, outlook, usable
 from server.policies.fixed import Fixed
 from server.types import Decision, Load, Waiting
 
@@ -297,17 +297,107 @@ def test_a_width_that_only_looks_narrow_is_never_chosen() -> None:
     assert {decide(due(ms), Load(rate), profile).width for ms in (10, 1000) for rate in (0, 300)} == {WIDE}
 
 
+def make_gpu_profile() -> LatencyProfile:
+    """One image takes 10 ms at every width; at full width two take 4 ms more and four 14, at others a share of it."""
+    profile = LatencyProfile(MEASURED, 4)
+    for width in ALL:
+        for batch, more_ms in ((1, 0.0), (2, 4.0), (4, 14.0)):
+            profile.record(width, batch, [(10 + float(width) * more_ms) / 1000] * 20)
+    return profile
+
+
+GPU = make_gpu_profile()
+
+
+@pytest.mark.parametrize(
+    ("count", "budget_ms", "width"),
+    [
+        (1, 1000, WIDE),
+        (1, 10, WIDE),  # as fast as any
+        (2, 14, WIDE),
+        (2, 13, MIDDLE),  # 12 ms
+        (2, 11, NARROW),
+        (4, 25, WIDE),  # 24 ms
+        (4, 23, MIDDLE),  # 17 ms
+        (4, 16, NARROW),  # 13.5 ms
+        (8, 49, WIDE),
+        (8, 47, MIDDLE),
+        (8, 33, NARROW),
+    ],
+)
+def test_a_narrow_width_is_worthwhile_from_the_batch_on_that_it_makes_faster(
+    count: int, budget_ms: float, width: Width
+) -> None:
+    assert decide(due(budget_ms, count), profile=GPU).width == width
+
+
+def test_nobody_runs_narrow_alone_where_that_saves_no_time() -> None:
+    """Not even under a rate of arrivals that no width sustains."""
+    for rate in (0, 500):
+        assert {decide(due(ms), Load(rate), GPU).width for ms in range(10, 60)} == {WIDE}
+    assert decide(due(1000, 4), Load(arrival_rate=500), GPU).width == NARROW
+
+
+def test_under_overload_the_fastest_is_who_is_fastest_at_the_batch_that_runs() -> None:
+    profile = make_gpu_profile()
+    profile.record(WIDE, 1, [0.0099] * 200)  # noise: alone, the widest looks the fastest
+    assert profile.fastest == WIDE
+    assert decide(due(1000, 4), Load(arrival_rate=500), profile).width == NARROW
+
+
+def test_only_those_who_may_join_make_a_batch_large() -> None:
+    """Four wait, too many for any width, but three of them at another: the first, alone, gains nothing by a loss."""
+    crowd = due(22, 3, widths=(NARROW,))
+    decision = decide(due(11, widths=(MIDDLE, WIDE)) + crowd, profile=GPU)
+    assert (decision.width, decision.batch) == (WIDE, (0,))
+    assert decide(due(11) + crowd, profile=GPU).width == NARROW, "who allows their width may be joined by them"
+
+
+def test_a_width_that_offers_smaller_batches_is_judged_at_those() -> None:
+    """The device has no memory for four at full width: two take 14 ms there, no longer dominate, and are dominated."""
+    profile = LatencyProfile({NARROW: 0.5, MIDDLE: 0.7, WIDE: 0.7}, 4)
+    for width, batch, ms in ((MIDDLE, 1, 10), (MIDDLE, 2, 12), (MIDDLE, 4, 24), (WIDE, 1, 10), (WIDE, 2, 14)):
+        profile.record(width, batch, [ms / 1000] * 20)
+    assert usable(ALL, profile, 4) == usable(ALL, profile, 2) == [MIDDLE]
+    assert usable((WIDE,), profile, 4) == [WIDE]
+    assert decide(due(1000, 4), profile=profile).batch == (0, 1, 2, 3)
+
+
+def test_the_slowest_of_a_mixed_queue_is_judged_at_its_batches() -> None:
+    """Four at full width take 24 ms, though one of them looks faster there than at the middle width."""
+    profile = make_gpu_profile()
+    profile.record(MIDDLE, 1, [0.0101] * 200)
+    queue = due(23) + due(23, 3, widths=(WIDE,))
+    assert not all_in_time(MIDDLE, outlook(queue, IDLE, profile, 0.0))
+    assert all_in_time(MIDDLE, outlook(due(23, 4), IDLE, profile, 0.0))
+
+
 def test_whoever_pins_a_dominated_width_gets_it() -> None:
     profile = LatencyProfile({NARROW: 0.5, MIDDLE: 0.5}, 1)
     profile.record(NARROW, 1, [0.010])
     profile.record(MIDDLE, 1, [0.020])
-    assert profile.dominated == {MIDDLE}
+    assert profile.dominated_at(1) == {MIDDLE}
     assert decide(due(1000, widths=(MIDDLE,)), profile=profile).width == MIDDLE
 
 
 def test_a_width_that_is_not_warmed_is_never_chosen() -> None:
     profile = make_profile(widths=(NARROW, WIDE))
     assert {decide(due(ms), profile=profile).width for ms in range(10, 100)} == {NARROW, WIDE}
+
+
+# -- widths that went off the offer while images wait for them
+
+
+@pytest.mark.parametrize("policy", [adaptive, Fixed(NARROW)])
+def test_who_allows_no_width_on_offer_any_more_is_shed(policy: Policy) -> None:
+    profile = make_profile()
+    profile.withdraw(WIDE, 1)
+    decision = policy(due(1000, widths=(WIDE,)) + due(1000, 2), IDLE, profile, 0.0)
+    assert (decision.batch, decision.shed) == ((1, 2), frozenset({0}))
+    for width in (NARROW, MIDDLE):
+        profile.withdraw(width, 1)
+    decision = policy(due(1000, 2), IDLE, profile, 0.0)
+    assert (decision.batch, decision.shed) == ((), frozenset({0, 1}))
 
 
 # -- the plain alternative
@@ -324,7 +414,7 @@ def test_a_fixed_width_is_kept_though_it_is_dominated() -> None:
     profile = LatencyProfile({NARROW: 0.5, WIDE: 0.5}, 1)
     profile.record(NARROW, 1, [0.010])
     profile.record(WIDE, 1, [0.040])
-    assert profile.dominated == {WIDE}
+    assert profile.dominated_at(1) == {WIDE}
     assert Fixed(WIDE)(due(1000), IDLE, profile, 0.0).width == WIDE
 
 

@@ -53,6 +53,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "max_pixels": 50000000,
         "max_batch": None,
         "max_queue": 256,
+        "profile_dir": None,
         "drain_grace_s": 5,
         "drain_timeout_s": 30,
     }
@@ -93,6 +94,7 @@ def test_every_setting_can_be_given_as_text() -> None:
         "max_pixels": "2000",
         "max_batch": "8",
         "max_queue": "16",
+        "profile_dir": "cache",
         "drain_grace_s": "0",
         "drain_timeout_s": ".5",
     }
@@ -101,6 +103,7 @@ def test_every_setting_can_be_given_as_text() -> None:
     typed = {
         "log_level": "debug",
         "checkpoint": Path("some/folder"),
+        "profile_dir": Path("cache"),
         "default_budget_ms": 250.0,
         "drain_timeout_s": 0.5,
     }
@@ -138,10 +141,11 @@ def test_every_setting_is_described() -> None:
             ("policy", f"fixed:{width}")
             for width in ("0", "1.01", "-0.5", "nan", "1e-999999999", "1/2", " 0.5", "wide")
         ),
-        *(("engine", value) for value in ("openvino", "cuda_graphs", "Torch", 1)),
+        *(("engine", value) for value in ("onnx", "cuda-graphs", "Torch", 1)),
         *(("device", value) for value in ("gpu", "cuda:0")),
         *(("host", value) for value in (" ", "a b", "http://x", "[::1]", 1)),
         ("checkpoint", 1),
+        ("profile_dir", 1),
         ("log_level", "loud"),
         *(("workers", value) for value in (0, 2, "2", True, "x")),
     ],
@@ -156,7 +160,7 @@ def test_a_wrong_value_is_named_with_its_source_and_what_is_accepted(name: str, 
 
 
 def test_refusals_say_what_there_is() -> None:
-    assert problem({"engine": "openvino"}).endswith("must be 'auto' or 'torch'")
+    assert problem({"engine": "onnx"}).endswith("must be 'auto', 'openvino', 'torch' or 'cuda_graphs'")
     assert "'adaptive' or 'fixed:<width>'" in problem({"policy": "slackfit"})
     assert problem({"port": "80a"}).endswith("must be a whole number from 0 to 65535")
     assert "one process, one device, one engine thread; more GPUs or machines = more replicas" in problem(
