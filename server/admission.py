@@ -116,11 +116,9 @@ class Admission:
     def check_possible(self, widths: Sequence[Width], budget_s: float) -> None:
         """Raises Impossible when even the idle machine is slower than the budget; the answer lists what can.
 
-        Raises Unavailable while none of the widths is warmed.
+        Raises Unavailable while none of the widths is on offer.
         """
-        if not any(self._profile.ready(w) for w in widths):
-            raise Unavailable(f"Width {', '.join(map(str, widths))} is still being warmed; try again in a second.")
-        fastest = min(self._profile.p50(w, 1) for w in widths if self._profile.ready(w))
+        fastest = self._p50(self._fastest(widths))
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "
@@ -144,8 +142,11 @@ class Admission:
             raise self.shed("Even the narrowest width would be late")
 
     def _fastest(self, widths: Sequence[Width]) -> Width:
-        fastest = self._profile.fastest
-        return fastest if fastest in widths else min(filter(self._profile.ready, widths), key=self._p50)
+        """Raises Unavailable while none is on offer: not warmed yet, or out of the device's memory."""
+        ready = [self._profile.fastest] if self._profile.fastest in widths else list(widths)
+        if not (ready := list(filter(self._profile.ready, ready))):
+            raise Unavailable(f"Width {', '.join(map(str, widths))} is still being warmed; try again in a second.")
+        return min(ready, key=self._p50)
 
     def _p50(self, width: Width) -> float:
         return self._profile.p50(width, 1)
@@ -153,9 +154,9 @@ class Admission:
     def _backlog_s(self, order_by: float, load: Load) -> float:
         """Seconds of work, at the fastest width, ahead of an image ordered by ``order_by``, decoding ones included."""
         ahead = self._queue.ahead_of(order_by) + self.preparing
-        if not ahead:
-            return 0.0
         width, profile = self._profile.fastest, self._profile
+        if not ahead or not profile.ready(width):
+            return 0.0
         batch = profile.best_batch(width)
         return math.ceil(ahead / batch) * (load.interference * profile.p99(width, min(ahead, batch)) + load.hop_s)
 

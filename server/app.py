@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 import psutil
@@ -29,6 +30,7 @@ from server.load_monitor import LoadMonitor
 from server.machine import MachineReader
 from server.metrics import Metrics
 from server.policies import policy_of
+from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model
 from server.serve_loop import RESTARTING, ServeLoop
@@ -70,7 +72,7 @@ def assemble(
     num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, weights={}),  # the engine's alone, to be freed once it has made its own of them
         lifecycle=lifecycle,
         metrics=metrics,
         profile=profile,
@@ -108,7 +110,7 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
         _export(services, engine)
         tasks = [
             asyncio.create_task(work)
-            for work in (services.serve_loop.start(), services.serve_loop.serve(), _watch(services, engine, machine))
+            for work in (_start(services, engine), services.serve_loop.serve(), _watch(services, engine, machine))
         ]
         for task in tasks:
             task.add_done_callback(lambda done: _note_failure(services, done))
@@ -119,6 +121,16 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
         services.decoders.shutdown(wait=False, cancel_futures=True)
 
     return lifespan
+
+
+async def _start(services: Services, engine: Engine) -> None:
+    """Bring the engine up with what an earlier start measured, or keep for the next what this one does."""
+    store = ProfileStore(services.settings.profile_dir or default_folder())
+    key = Key.of(engine, services.checkpoint.card["weights_sha256"])
+    table = store.read(key)
+    await services.serve_loop.start(table)
+    if table is None:
+        store.write(Table.of(key, services.profile.samples()))
 
 
 def _note_failure(services: Services, task: asyncio.Task[None]) -> None:

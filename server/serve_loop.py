@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scala_model.width import Width
 from server.admission import Admission
-from server.engine.contract import Engine
+from server.engine.contract import DeviceLost, DeviceOutOfMemory, Engine
 from server.errors import EngineFailed, RequestError, Unavailable
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
 from server.policies import Policy
+from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Probabilities
 
@@ -27,6 +29,7 @@ MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell;
 FIRST_RUN_S = 6.0  # a cell's first run may compile or allocate: it is given ten times as long
 MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
 RESTARTING = "The engine failed and the server is restarting; try again in a second."
+RETRY_MEMORY_S = 30.0  # then a cell that ran out of memory is tried again
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
 log = logging.getLogger("scala.serve")
 
@@ -54,8 +57,11 @@ class ServeLoop:
         self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
         self._image_shape = (image_size, image_size, 3)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._turn = asyncio.Lock()
         self._failures = 0
+        self._winning_back: set[asyncio.Task[None]] = set()
+        self._remembered: Callable[[Width, int], list[float]] = lambda width, batch: []
 
     async def serve(self) -> None:
         while True:
@@ -70,28 +76,46 @@ class ServeLoop:
                 log.debug("%s for %d of %d waiting", decision, len(jobs), len(jobs) + len(self._queue))
                 await self._run(jobs, decision)
 
-    async def start(self) -> None:
-        """Load the engine and warm every cell; ready as soon as the narrowest and the widest can run one image."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.load)
+    async def start(self, table: Table | None = None) -> None:
+        """Load and warm the engine; ready as soon as the narrowest and the widest width can run one image.
+
+        The others follow one by one while these two serve, and larger batches after them. What ``table`` remembers is
+        not measured again, only scaled by what those two show of the machine today.
+        """
         widths = self._profile.widths
-        for width in (widths[0], widths[-1]):
+        for width in dict.fromkeys((widths[0], widths[-1])):
+            await self._load(width)
             await self._calibrate(width, 1)
         self._lifecycle.started = True
+        if table is not None:
+            self._remembered = partial(table.scaled_samples_s, scale=scale_of(table, self._profile))
         log.info("ready")
-        growing = list(widths)
-        for bucket in self._profile.buckets:
-            growing = [width for width in growing if await self._warmed(width, bucket)]
+        for width in widths[1:-1]:
+            if await self._possible(self._load(width), f"load width {width}"):
+                await self._warm(width, 1)
+        log.info("all widths are loaded")
+        growing = [width for width in widths if self._profile.ready(width)]
+        for bucket in self._profile.buckets[1:]:
+            growing = [width for width in growing if await self._warm(width, bucket)]
         log.info("warmed: %s", {str(width): self._profile.max_batch(width) for width in widths})
 
-    async def _warmed(self, width: Width, bucket: int) -> bool:
-        """Warm a cell. False when the device cannot run it, for want of memory; what was warmed before stays in use."""
+    async def _load(self, width: Width) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._loader, self._engine.load, width)
+
+    async def _warm(self, width: Width, bucket: int) -> bool:
+        return await self._possible(self._calibrate(width, bucket), f"run batches of {bucket} at width {width}")
+
+    async def _possible(self, work: Awaitable[None], what: str) -> bool:
+        """False when the device cannot; what was warmed before stays in use."""
         try:
-            if self._profile.cell(width, bucket) is None:
-                await self._calibrate(width, bucket)
-        except EngineHung:
+            await work
+        except (EngineHung, DeviceLost):
             raise
+        except DeviceOutOfMemory as error:
+            log.warning("no memory to %s: %s", what, error)
+            return False
         except Exception:
-            log.exception("width %s cannot run batches of %d: leaving it at smaller ones", width, bucket)
+            log.exception("the engine cannot %s: going on without", what)
             return False
         return True
 
@@ -101,7 +125,8 @@ class ServeLoop:
             _settle(job, Unavailable(why))
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._loader):
+            thread.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
     def _take(self, decision: Decision) -> tuple[list[Job], list[Job]]:
@@ -120,8 +145,10 @@ class ServeLoop:
             probabilities, handed_over, ran_from, ran_until = await self._on_device(
                 np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s
             )
-        except EngineHung as error:
+        except (EngineHung, DeviceLost) as error:
             self._fail(jobs, str(error))
+        except DeviceOutOfMemory as error:
+            self._retry_smaller(jobs, decision.width, error)
         except Exception as error:
             log.exception("the engine failed on a batch of %d at width %s", len(jobs), decision.width)
             self._failures += 1
@@ -159,13 +186,36 @@ class ServeLoop:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
         pixels = np.zeros((batch, *self._image_shape), np.uint8)
         _, _, started, ended = await self._on_device(pixels, width, FIRST_RUN_S)
-        seconds: list[float] = []
+        seconds = self._remembered(width, batch)
         while len(seconds) < MIN_CALIBRATION_RUNS or (len(seconds) < CALIBRATION_RUNS and sum(seconds) < CALIBRATION_S):
             await asyncio.sleep(0)
             self._admission.device_free_at = time.monotonic() + ended - started
             _, _, started, ended = await self._on_device(pixels, width, ended - started)
             seconds.append(ended - started)
         self._profile.record(width, batch, seconds)
+
+    def _retry_smaller(self, jobs: Sequence[Job], width: Width, error: DeviceOutOfMemory) -> None:
+        """Back into the queue, and the cell off the table: the policy will split the batch or narrow the width."""
+        bucket = next(bucket for bucket in self._profile.buckets if bucket >= len(jobs))
+        log.warning("no memory for %d images at width %s: %s", len(jobs), width, error)
+        self._profile.withdraw(width, bucket)
+        if not any(map(self._profile.ready, self._profile.widths)):
+            self._fail(jobs, "no memory for a single image at any width")
+        for job in jobs:
+            if not job.answer.done():
+                job.dispatched = False
+                self._queue.put(job)
+        task = asyncio.create_task(self._win_back(width, bucket))
+        self._winning_back.add(task)
+        task.add_done_callback(self._winning_back.discard)
+
+    async def _win_back(self, width: Width, bucket: int) -> None:
+        """Whoever took the memory may give it back."""
+        lost = [larger for larger in self._profile.buckets if larger >= bucket]
+        while lost:
+            await asyncio.sleep(RETRY_MEMORY_S)
+            while lost and await self._warm(width, lost[0]):
+                del lost[0]
 
     def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
         now = time.monotonic()

@@ -21,6 +21,12 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_profile_of_another_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server measures is kept in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of data sets (``tiny-imagenet/``) and request traces (``traces/``)."""

@@ -52,6 +52,7 @@ def serving(log: Path, **settings: str) -> Iterator[Running]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SCALA_")}
+    environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -1,0 +1,211 @@
+"""The driver and its device, in virtual time: widths that come one by one, latencies remembered, lack of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from scala_model.width import Width
+from server.engine.contract import DeviceLost, DeviceOutOfMemory
+from server.errors import Unavailable
+from server.profile_store import Key, Table
+from server.serve_loop import RETRY_MEMORY_S, EngineHung
+from server.types import Answer
+from tests.unit.fake_engine import usual_seconds
+from tests.unit.test_serve_loop import NARROW, WIDE, WIDTHS, Bench, outcomes, seen
+from tests.unit.virtual_time import Clock, run
+
+MIDDLE = Width(0.5)
+
+
+def scarce(bench: Bench, fits: dict[Width, int]) -> None:
+    """From now on the device has memory for so many images at a width, and for any number at those not named."""
+
+    def seconds(width: Width, images: list[int]) -> float:
+        if len(images) > fits.get(width, math.inf):
+            raise DeviceOutOfMemory("out of memory")
+        return usual_seconds(width, images)
+
+    bench.engine.seconds = seconds
+
+
+# -- widths come one by one
+
+
+def test_the_server_is_ready_with_two_widths_and_gains_the_others() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        loaded_when_ready: list[Width] = []
+
+        def load(width: Width) -> None:
+            clock.spend(1.0)
+            if bench.lifecycle.started:
+                loaded_when_ready.append(width)
+            bench.engine.loaded.append(width)
+
+        bench.engine.load = load  # type: ignore[method-assign]
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        starting = asyncio.create_task(bench.loop.start())
+        while not bench.lifecycle.started:
+            await asyncio.sleep(0.01)
+        assert [bench.profile.ready(width) for width in WIDTHS] == [True, False, True]
+        asked = clock.now
+        assert seen(await bench.put(7).answer) == 7
+        assert clock.now - asked < 0.1, "whoever asks does not wait for the load"
+        await starting
+        assert bench.engine.loaded == [NARROW, WIDE, MIDDLE]
+        assert loaded_when_ready == [MIDDLE]
+        assert all(map(bench.profile.ready, WIDTHS))
+
+    run(scenario)
+
+
+def test_a_width_that_cannot_be_loaded_is_left_out() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+
+        def load(width: Width) -> None:
+            if width == MIDDLE:
+                raise RuntimeError("unsupported shape")
+
+        bench.engine.load = load  # type: ignore[method-assign]
+        await bench.loop.start()
+        assert [bench.profile.max_batch(width) for width in WIDTHS] == [4, 0, 4]
+        assert MIDDLE not in {width for width, _ in bench.engine.batches}
+
+    run(scenario)
+
+
+# -- latencies remembered
+
+
+def test_what_a_table_remembers_is_warmed_once_and_scaled_by_what_is_measured_today() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        half_s = {  # the machine is twice as slow today
+            (width, batch): [usual_seconds(width, [0] * batch) / 2] * 20 for width in WIDTHS for batch in (1, 2, 4)
+        }
+        del half_s[MIDDLE, 4]
+        await bench.loop.start(Table.of(Key("cpu", "fake", 1, "sha", 4), half_s))
+        runs = [(width, len(images)) for width, images in bench.engine.batches]
+        assert runs.count((NARROW, 1)) == runs.count((WIDE, 1)) == 21
+        assert runs.count((MIDDLE, 4)) == 21, "not in the table"
+        assert runs.count((WIDE, 4)) == runs.count((MIDDLE, 1)) == 1
+        for width in WIDTHS:
+            for batch in (1, 2, 4):
+                assert bench.profile.p50(width, batch) == pytest.approx(usual_seconds(width, [0] * batch))
+
+    run(scenario)
+
+
+# -- memory that runs out
+
+
+def test_a_batch_without_memory_is_split_and_nobody_is_lost() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, {WIDE: 2})
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        done = await outcomes([bench.put(image, widths=(WIDE,)) for image in (1, 2, 3, 4)])
+        assert [seen(answer) for answer in done if isinstance(answer, Answer)] == [1, 2, 3, 4]
+        assert bench.engine.served == [(WIDE, [1, 2, 3, 4]), (WIDE, [1, 2]), (WIDE, [3, 4])]
+        assert bench.profile.max_batch(WIDE) == 2
+        assert bench.lifecycle.failed is None
+
+    run(scenario)
+
+
+def test_an_image_without_memory_gets_a_narrower_width() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, {WIDE: 0})
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        answer = await bench.put(9).answer
+        assert (seen(answer), answer.width) == (9, MIDDLE)
+
+    run(scenario)
+
+
+def test_who_leaves_while_the_device_runs_out_of_memory_is_not_run_again() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, {WIDE: 1})
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        staying, leaving = bench.put(1, widths=(WIDE,)), bench.put(2, widths=(WIDE,))
+        while not staying.dispatched:
+            await asyncio.sleep(0)
+        leaving.answer.cancel()
+        assert seen(await staying.answer) == 1
+        assert bench.engine.served == [(WIDE, [1, 2]), (WIDE, [1])]
+
+    run(scenario)
+
+
+def test_memory_that_comes_back_is_used_again() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, {WIDE: 1})
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        await outcomes([bench.put(image, widths=(WIDE,)) for image in (1, 2, 3, 4)])
+        assert bench.profile.max_batch(WIDE) == 1
+        await asyncio.sleep(2 * RETRY_MEMORY_S)
+        assert bench.profile.max_batch(WIDE) == 1, "still none"
+        scarce(bench, {})
+        await asyncio.sleep(RETRY_MEMORY_S + 10)
+        assert bench.profile.max_batch(WIDE) == 4
+
+    run(scenario)
+
+
+def test_without_memory_for_a_single_image_the_server_fails_and_says_so() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, dict.fromkeys(WIDTHS, 0))
+        serving = asyncio.create_task(bench.loop.serve())
+        done = await outcomes([bench.put(image) for image in (1, 2, 3)])
+        assert {type(outcome) for outcome in done} == {Unavailable}
+        with pytest.raises(EngineHung):
+            await serving
+        assert bench.lifecycle.failed == "no memory for a single image at any width"
+
+    run(scenario)
+
+
+# -- a device that is gone
+
+
+def test_a_lost_device_fails_the_server_at_once_and_everyone_hears_of_it() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+
+        def seconds(width: Width, images: list[int]) -> float:
+            raise DeviceLost("an illegal memory access was encountered")
+
+        bench.engine.seconds = seconds
+        serving = asyncio.create_task(bench.loop.serve())
+        done = await outcomes([bench.put(image) for image in range(1, 10)])
+        assert {type(outcome) for outcome in done} == {Unavailable}
+        assert len(bench.engine.served) == 1
+        with pytest.raises(EngineHung, match="illegal memory access"):
+            await serving
+        assert not bench.lifecycle.ready
+
+    run(scenario)
+
+
+def test_a_device_lost_while_it_is_warmed_is_no_width_left_out() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+
+        def seconds(width: Width, images: list[int]) -> float:
+            if width == MIDDLE:
+                raise DeviceLost("gone")
+            return usual_seconds(width, images)
+
+        bench.engine.seconds = seconds
+        with pytest.raises(DeviceLost):
+            await bench.loop.start()
+
+    run(scenario)
