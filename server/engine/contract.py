@@ -1,7 +1,7 @@
 """What the server needs of an engine.
 
-``load`` comes from a thread of its own, one width at a time, and may run beside ``run``, which always comes from one
-other thread and only asks for widths that are loaded. The rest is called from the event loop.
+``load`` comes from threads of its own, once for each width, and may run beside another ``load`` and beside ``run``.
+``run`` comes from one thread, and only asks for widths that are loaded. The rest is called from the event loop.
 """
 
 from __future__ import annotations

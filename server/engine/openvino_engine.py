@@ -50,7 +50,7 @@ class OpenVinoEngine:
         self._single: dict[Width, ov.InferRequest] = {}
 
     def load(self, width: Width) -> None:
-        self._heads[width] = NetworkBuilder(self._checkpoint, width, ops.constant).head()
+        self._heads[width] = NetworkBuilder(self._checkpoint, width, self._precision).head()
         if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
             self._single[width] = self._compile(width, 1)
         self._any[width] = self._compile(width, None)
@@ -86,7 +86,7 @@ class OpenVinoEngine:
     def _compile(self, width: Width, batch: int | None) -> ov.InferRequest:
         config = self._checkpoint.config
         originals = Originals(cost_of(config, width).num_bytes(4))
-        graph = NetworkBuilder(self._checkpoint, width, originals.constant).graph(batch)
+        graph = NetworkBuilder(self._checkpoint, width, self._precision, originals.constant).graph(batch)
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": self.threads,

@@ -24,7 +24,6 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from scala_model.checkpoint import Checkpoint
-from scala_model.preprocess import Preprocessing
 from scala_model.slicing import cut, slices_of
 from scala_model.width import Width
 
@@ -49,10 +48,16 @@ class Head:
 
 
 class NetworkBuilder:
-    """Makes graph and head of one width. ``constant`` turns an array into a node, and decides where its bytes lie."""
+    """Makes graph and head of one width, to be run in ``precision``: ``bf16`` or ``f32``.
 
-    def __init__(self, checkpoint: Checkpoint, width: Width, constant: Callable[[Array], Node]) -> None:
+    ``constant`` turns an array into a node, and decides where its bytes lie.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, width: Width, precision: str, constant: Callable[[Array], Node] = ops.constant
+    ) -> None:
         self._config, self._width, self._constant = checkpoint.config, width, constant
+        self._rounded: Callable[[Array], Array] = _to_bfloat16 if precision == "bf16" else np.asarray
         self._slices = slices_of(checkpoint.config, width)
         self._stored: Mapping[str, NDArray[Any]] = checkpoint.weights
         self._preprocessing = checkpoint.preprocessing
@@ -98,9 +103,7 @@ class NetworkBuilder:
         centred = ops.subtract(ops.convert(pixels, "f32"), ops.constant(MID_GREY))
         rows = ops.reshape(centred, _ints(AS_IT_IS, num, patch, num, patch * 3), True)
         patches = ops.reshape(ops.transpose(rows, _ints(0, 1, 3, 2, 4)), _ints(AS_IT_IS, num * num, patch**2 * 3), True)
-        weight, bias = _on_centred_pixels(
-            self._weight("patch_embed.proj.weight"), self._weight("patch_embed.proj.bias"), self._preprocessing
-        )
+        weight, bias = self._patch_embedding()
         position = self._weight("pos_embed")
         tokens = [self._weight(name) for name in ("cls_token", "dist_token")[: self._num_leading]]
         leading = np.concatenate(tokens, 1) + position[:, : self._num_leading]
@@ -110,6 +113,17 @@ class NetworkBuilder:
         batch = ops.gather(ops.shape_of(patches_BTC), _ints(0), _ints(0))
         shape = ops.concat([batch, _ints(self._num_leading, self._channels)], 0)
         return ops.concat([ops.broadcast(ops.constant(leading), shape), patches_BTC], 1)
+
+    def _patch_embedding(self) -> tuple[Array, Array]:
+        """As a map (C, P * P * 3) of pixels less mid-grey.
+
+        The bias is that of the map as it will be rounded: an error is left in what deviates from the mean, not in all.
+        """
+        spec, weight = self._preprocessing, self._weight("patch_embed.proj.weight")
+        mean, std = (255 * np.array(value, np.float32) for value in (spec.mean, spec.std))
+        raw = self._rounded(weight.transpose(0, 2, 3, 1) / std)
+        bias = self._weight("patch_embed.proj.bias") - (raw * (mean - MID_GREY)).sum((1, 2, 3))
+        return raw.reshape(len(raw), -1), bias
 
     def _block(self, x_BTC: Node, i: int) -> Node:
         num_read = self._num_leading if i == self._config.depth - 1 and not self._pooled else self._config.num_tokens
@@ -145,11 +159,10 @@ class NetworkBuilder:
         return ops.reshape(x_BTC, _ints(AS_IT_IS, tokens, heads, self._channels // heads), True)
 
 
-def _on_centred_pixels(weight: Array, bias: Array, spec: Preprocessing) -> tuple[Array, Array]:
-    """A patch embedding (C, 3, P, P) of normalised images as one (C, P * P * 3) of pixels less mid-grey."""
-    mean, std = (255 * np.array(value, np.float32)[:, None, None] for value in (spec.mean, spec.std))
-    raw = weight / std
-    return raw.transpose(0, 2, 3, 1).reshape(len(raw), -1), bias - (raw * (mean - MID_GREY)).sum((1, 2, 3))
+def _to_bfloat16(array: Array) -> Array:
+    """Rounded to the nearest, ties to even, and held as float32 again."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _span(x_BTC: Node, start: int, stop: int) -> Node:

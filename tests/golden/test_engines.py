@@ -18,6 +18,7 @@ from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
 from scala_model.train.layouts import open_split
 from server.engine.contract import Engine
+from server.engine.cuda_graphs import CudaGraphsEngine
 from server.engine.openvino_engine import OpenVinoEngine
 from server.engine.torch_engine import TorchEngine
 from tests.golden.test_golden import VARIANTS, config_from
@@ -25,6 +26,10 @@ from tests.golden.test_golden import VARIANTS, config_from
 PRECISE: dict[str, Callable[[Checkpoint], Engine]] = {
     "torch": lambda checkpoint: TorchEngine(checkpoint, device="cpu", threads=1, max_batch=8),
     "openvino": lambda checkpoint: OpenVinoEngine(checkpoint, threads=1, max_batch=8, precision="f32"),
+}
+SERVING: dict[str, Callable[[Checkpoint], Engine]] = {
+    "openvino": lambda checkpoint: OpenVinoEngine(checkpoint, threads=1, max_batch=16),
+    "cuda_graphs": lambda checkpoint: CudaGraphsEngine(checkpoint, device="cpu", max_batch=16),
 }
 NUM_REAL = 500
 
@@ -57,14 +62,15 @@ def test_float32_engines_compute_what_is_specified_at_every_width(golden_dir: Pa
             np.testing.assert_allclose(engine.run(pixels[:batch], width), expected[:batch], atol=1e-4, rtol=0)
 
 
-def test_the_cpu_engine_answers_as_specified_in_the_precision_it_chooses(shared_data: Path) -> None:
+@pytest.mark.parametrize("name", SERVING)
+def test_engines_answer_as_specified_in_the_precision_they_choose(shared_data: Path, name: str) -> None:
     """bfloat16, where the processor has it: that changes an answer only where the first two are all but equal.
 
     Over all 10,000 images every width keeps 99 % of its answers (``make bench-agreement``). Over these few the widths
     are counted together, for one image more or less is 0.2 points.
     """
     checkpoint = read_checkpoint(default_checkpoint())
-    engine, model = OpenVinoEngine(checkpoint, threads=1, max_batch=16), build_model(checkpoint)
+    engine, model = SERVING[name](checkpoint), build_model(checkpoint)
     images = open_split(shared_data / "tiny-imagenet", "val").decode_all(checkpoint.preprocessing)
     pixels, labels = images.pixels[:NUM_REAL].numpy(), images.labels[:NUM_REAL].numpy()
     same, right, right_as_specified = [], [], []
