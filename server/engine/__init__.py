@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import logging
 from importlib.util import find_spec
 
@@ -23,7 +23,7 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
     name = settings.engine if settings.engine != "auto" else _fastest(settings.device)
     if name == "openvino":
         return _openvino(settings, checkpoint, cpus)
-    device = _torch_device(name, settings.device)
+    device = _torch_device(settings, name)
     if name == "cuda_graphs":
         from server.engine.cuda_graphs import CudaGraphsEngine
 
@@ -61,25 +61,28 @@ def _openvino(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
     )
 
 
-def _torch_device(engine: str, device: str) -> str:
+def _torch_device(settings: Settings, engine: str) -> str:
     """``cpu`` or ``cuda``, which is then there."""
     if find_spec("torch") is None:
-        raise SettingsError(
-            "no engine is installed: pip install 'scala-serve[cpu]', or 'scala-serve[torch]' for a GPU"
-            if engine == "torch" and device == "auto"
-            else f"engine '{engine}' needs torch: pip install 'scala-serve[torch]'"
-        )
-    if engine == "cuda_graphs" and device == "cpu":
+        remedy = "pip install 'scala-serve[torch]'"
+        if settings.engine == "auto" and settings.device != "cuda":
+            raise SettingsError(f"no engine is installed: pip install 'scala-serve[cpu]', or for a GPU {remedy}")
+        raise SettingsError(f"engine '{engine}' needs torch: {remedy}")
+    if engine == "cuda_graphs" and settings.device == "cpu":
         raise SettingsError("engine 'cuda_graphs' runs on a GPU: use engine 'openvino' or device 'cuda'")
     has_cuda = _has_cuda()
-    if not has_cuda and (device == "cuda" or engine == "cuda_graphs"):
+    if not has_cuda and (settings.device == "cuda" or engine == "cuda_graphs"):
         raise SettingsError("device 'cuda' was asked for, but torch finds no CUDA device; use 'cpu' or 'auto'")
-    return "cuda" if has_cuda and device != "cpu" else "cpu"
+    return "cuda" if has_cuda and settings.device != "cpu" else "cpu"
 
 
 def _has_cuda() -> bool:
-    """Asks torch, which takes seconds to import, only where a driver is installed."""
-    if ctypes.util.find_library("cuda") is None or find_spec("torch") is None:
+    """Asks torch, which takes seconds to import, only where NVIDIA's driver is installed."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    if find_spec("torch") is None:
         return False
     import torch
 

@@ -1,0 +1,99 @@
+"""Which engine serves: what the settings name, or the fastest that is installed and has a device."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scala_model.checkpoint import Checkpoint, read_checkpoint
+from server import engine as choice
+from server.engine import engine_of
+from server.engine.openvino_engine import OpenVinoEngine
+from server.engine.torch_engine import TorchEngine
+from server.settings import Settings, SettingsError
+from tests.unit.toy import write_toy
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return read_checkpoint(write_toy(tmp_path_factory.mktemp("checkpoints") / "toy"))
+
+
+@pytest.fixture(autouse=True)
+def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_has_cuda", lambda: False)
+
+
+def uninstall(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    original = builtins.__import__
+
+    def imported(name: str, *rest: Any) -> Any:
+        if name == "server.engine.openvino_engine" and "openvino" in packages:
+            raise ImportError(name)
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", imported)
+    monkeypatch.setattr(choice, "find_spec", lambda name: None if name in packages else find_spec(name))
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_cpu_is_served_by_openvino(checkpoint: Checkpoint, device: Any) -> None:
+    engine = engine_of(Settings(device=device), checkpoint, 4.0)
+    assert isinstance(engine, OpenVinoEngine)
+    assert (engine.threads, engine.max_batch) == (3, 16)
+
+
+def test_threads_and_batch_may_be_set(checkpoint: Checkpoint) -> None:
+    engine = engine_of(Settings(num_threads=2, max_batch=5), checkpoint, 4.0)
+    assert (engine.threads, engine.max_batch) == (2, 5)
+
+
+def test_the_specification_may_be_asked_for(checkpoint: Checkpoint) -> None:
+    assert isinstance(engine_of(Settings(engine="torch"), checkpoint, 1.0), TorchEngine)
+
+
+def test_without_openvino_torch_serves_and_it_is_said(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uninstall(monkeypatch, "openvino")
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(engine_of(Settings(), checkpoint, 1.0), TorchEngine)
+    assert "OpenVINO is not installed" in caplog.text
+    assert "pip install 'scala-serve[cpu]'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing", "sentence"),
+    [
+        ({"engine": "openvino"}, ["openvino"], "engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'"),
+        ({"engine": "torch"}, ["torch"], "engine 'torch' needs torch: pip install 'scala-serve[torch]'"),
+        ({"engine": "cuda_graphs"}, ["torch"], "engine 'cuda_graphs' needs torch: pip install 'scala-serve[torch]'"),
+        ({}, ["openvino", "torch"], "no engine is installed: pip install 'scala-serve[cpu]'"),
+        ({"device": "cuda"}, [], "torch finds no CUDA device; use 'cpu' or 'auto'"),
+        ({"engine": "cuda_graphs"}, [], "torch finds no CUDA device; use 'cpu' or 'auto'"),
+        ({"engine": "cuda_graphs", "device": "cpu"}, [], "engine 'cuda_graphs' runs on a GPU"),
+        ({"engine": "openvino", "device": "cuda"}, [], "engine 'openvino' runs on the CPU"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_with_the_remedy(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, settings: Any, missing: list[str], sentence: str
+) -> None:
+    uninstall(monkeypatch, *missing)
+    with pytest.raises(SettingsError) as refusal:
+        engine_of(Settings(**settings), checkpoint, 1.0)
+    assert sentence in str(refusal.value)
+
+
+def test_a_machine_without_a_driver_has_no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+
+    def no_library(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    assert not choice._has_cuda()
