@@ -41,7 +41,7 @@ class Head:
 
     def __call__(self, tokens_BLC: Array) -> Array:
         # Not by BLAS, whose threads look for more work beside OpenVINO's: 16 images took 165 ms instead of 118.
-        logits = np.einsum("bc,ck->bk", tokens_BLC.reshape(len(tokens_BLC), -1), self.weight) + self.bias
+        logits: Array = np.einsum("bc,ck->bk", tokens_BLC.reshape(len(tokens_BLC), -1), self.weight) + self.bias
         logits -= logits.max(1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(1, keepdims=True)
