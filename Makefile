@@ -20,10 +20,10 @@ serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" ad
 test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
 	$(BIN)/python -m pytest -q $(ARGS)
 
-bench-engine: $(VENV)/.bench ## Measure the engine against its rivals: 10 minutes on an idle machine
+bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 10 minutes on an idle machine
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
-bench-agreement: $(VENV)/.bench ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
+bench-agreement: $(VENV)/.dev ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
 	$(BIN)/python -m benchmarks.agreement $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
@@ -75,10 +75,5 @@ $(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "Installing what development needs"
-	@$(PIP) install -c constraints.txt -e ".[cpu,train,dev]"
-	@touch $(VENV)/.serve $@
-
-$(VENV)/.bench: $(VENV)/.dev
-	@echo "Installing what benchmarks need"
 	@$(PIP) install -c constraints.txt -e ".[bench,dev]"
-	@touch $@
+	@touch $(VENV)/.serve $@
