@@ -132,8 +132,8 @@ def summary(report: Report) -> list[str]:
         f"Ceiling: a matrix product in {report.precision} reaches {report.ceiling_flops / 1e12:.3g} TFLOP/s.",
         f"One image takes {report.switch_ms:.3f} ms longer after another width than after its own.",
         f"The server is ready {served.ready_s:.1f} s after its start, at every width after "
-        f"{served.all_widths_s:.1f} s, and holds {served.rss_mib:.0f} MiB once every width has answered, "
-        f"{served.rss_batches_mib:.0f} MiB once every width has run every batch size.",
+        f"{served.all_widths_s:.1f} s, and holds {served.rss_mib:.0f} MiB once every width has answered.",
+        f"It holds {served.rss_batches_mib:.0f} MiB once every width has run every batch size.",
     ]
 
 

@@ -23,14 +23,6 @@ def available_cpus(root: Path = _ROOT) -> float:
     return min(cpu_quota(root) or math.inf, cores)
 
 
-def num_threads_for(cpus: float) -> int:
-    """Threads for the engine: whole cores only, for a quota overrun stalls a container, and one is left to the others.
-
-    The event loop and the decoders need that one under load, which is when it counts.
-    """
-    return max(1, math.floor(cpus) - 1)
-
-
 def cpu_quota(root: Path = _ROOT) -> float | None:
     """Cores' worth of time that the tightest limit grants, or None for no limit."""
     return min((cores for cores, _ in _cpu_quotas(root)), default=None)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from importlib.util import find_spec
 
 from scala_model.checkpoint import Checkpoint
-from server.cgroup import num_threads_for
+from scala_model.config import ScalaConfig
+from scala_model.cost import cost_of
 from server.engine.contract import Engine
 from server.settings import Settings, SettingsError
 
 CPU_BATCH, GPU_BATCH = 16, 256  # by default, at most
+HEAVY_MACS = 150e6  # of one image at full width: as long on one core as its HTTP request takes on another, 1.5 ms
 log = logging.getLogger("scala.serve")
 
 
@@ -33,9 +36,19 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
     return TorchEngine(
         checkpoint,
         device=device,
-        threads=settings.num_threads or num_threads_for(cpus),
+        threads=settings.num_threads or num_threads_for(cpus, checkpoint.config),
         max_batch=settings.max_batch or (GPU_BATCH if device == "cuda" else CPU_BATCH),
     )
+
+
+def num_threads_for(cpus: float, config: ScalaConfig) -> int:
+    """Threads for an engine on the CPU: whole cores only, for a quota overrun stalls a container.
+
+    A light network leaves a core to HTTP, which is the greater part of the work then.
+    """
+    cores = math.floor(cpus)
+    heavy = cost_of(config, config.widths[-1]).macs > HEAVY_MACS
+    return max(1, cores if heavy else cores - 1)
 
 
 def _fastest(device: str) -> str:
@@ -56,7 +69,7 @@ def _openvino(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
         raise SettingsError("engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'") from None
     return OpenVinoEngine(
         checkpoint,
-        threads=settings.num_threads or num_threads_for(cpus),
+        threads=settings.num_threads or num_threads_for(cpus, checkpoint.config),
         max_batch=settings.max_batch or CPU_BATCH,
     )
 

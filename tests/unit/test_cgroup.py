@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cgroup import available_cpus, cpu_quota, cpu_throttled, num_threads_for
+from server.cgroup import available_cpus, cpu_quota, cpu_throttled
 
 CGROUP = "proc/self/cgroup"
 V1_UNLIMITED = "9223372036854771712\n"
@@ -195,8 +195,3 @@ def test_a_platform_without_affinity_counts_its_cpus(
 def test_this_machine_has_some_cpu() -> None:
     assert available_cpus() > 0
     assert (cpu_throttled() is None) or cpu_quota() is not None
-
-
-@pytest.mark.parametrize(("cpus", "num_threads"), [(0.1, 1), (1, 1), (1.9, 1), (2, 1), (3.5, 2), (64.0, 63)])
-def test_the_engine_leaves_a_core_to_the_others(cpus: float, num_threads: int) -> None:
-    assert num_threads_for(cpus) == num_threads

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from scala_model.checkpoint import Checkpoint, read_checkpoint
+from scala_model.config import variant
 from server import engine as choice
-from server.engine import engine_of
+from server.engine import engine_of, num_threads_for
 from server.engine.openvino_engine import OpenVinoEngine
 from server.engine.torch_engine import TorchEngine
 from server.settings import Settings, SettingsError
@@ -46,6 +47,15 @@ def test_a_cpu_is_served_by_openvino(checkpoint: Checkpoint, device: Any) -> Non
     engine = engine_of(Settings(device=device), checkpoint, 4.0)
     assert isinstance(engine, OpenVinoEngine)
     assert (engine.threads, engine.max_batch) == (3, 16)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "light", "heavy"), [(0.1, 1, 1), (1, 1, 1), (1.9, 1, 1), (2, 1, 2), (3.5, 2, 3), (64.0, 63, 64)]
+)
+def test_a_light_network_leaves_a_core_to_http(cpus: float, light: int, heavy: int, checkpoint: Checkpoint) -> None:
+    deit_s = variant("deit-s", image_size=64, patch_size=8, num_classes=200)
+    assert num_threads_for(cpus, checkpoint.config) == light
+    assert num_threads_for(cpus, deit_s) == heavy
 
 
 def test_threads_and_batch_may_be_set(checkpoint: Checkpoint) -> None:
