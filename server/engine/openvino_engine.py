@@ -1,7 +1,8 @@
 """The CPU engine: OpenVINO, in bfloat16 where the processor has it.
 
-Every width is compiled once, for any number of images. What is open until it comes costs 0.4 ms a run, which is little
-to a wide network and a sixth of a narrow one's time: networks of few bytes are compiled once more, for a single image.
+A width is compiled for any number of images. What is open until it comes costs 0.4 ms a run, which is little to a wide
+network and a sixth of a narrow one's time: networks of few bytes are compiled for a single image, and for any number
+of them when the first batch comes.
 
 A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, so batches are run in pieces of 1, 2, 4,
 ... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.)
@@ -14,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -28,7 +30,7 @@ from server.engine.openvino_network import Head, NetworkBuilder
 from server.types import Probabilities
 
 PIECE_PER_THREAD = 4  # images
-LIGHT_BYTES = 8 * 2**20  # of a network in half precision that is compiled twice
+LIGHT_BYTES = 12 * 2**20  # of a network in half precision that is compiled twice
 SMALL_BYTES = 16 * 1024  # of a constant that is not worth a place in the file
 PAGE_BYTES, ALIGNMENT_BYTES = mmap.PAGESIZE, 64
 
@@ -47,14 +49,18 @@ class OpenVinoEngine:
         self._precision = precision or ("bf16" if has_bf16 else "f32")
         self._heads: dict[Width, Head] = {}
         self._any: dict[Width, ov.InferRequest] = {}
+        self._waiting: dict[Width, Graph] = {}  # to be compiled for any number of images when the first batch comes
         self._single: dict[Width, ov.InferRequest] = {}
 
     def load(self, width: Width) -> None:
+        light = cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES
+        if light:
+            self._single[width] = self._compile(self._graph(width, 1))
+            self._waiting[width] = self._graph(width, None)
+        else:
+            self._any[width] = self._compile(self._graph(width, None))
         self._heads[width] = NetworkBuilder(self._checkpoint, width, self._precision).head()
-        if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
-            self._single[width] = self._compile(width, 1)
-        self._any[width] = self._compile(width, None)
-        if len(self._any) == len(self._checkpoint.config.widths):
+        if len(self._heads) == len(self._checkpoint.config.widths):
             self._checkpoint = replace(self._checkpoint, weights={})
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
@@ -70,7 +76,9 @@ class OpenVinoEngine:
             pixels = pixels[size:]
 
     def _run_piece(self, pixels: NDArray[np.uint8], width: Width) -> NDArray[np.float32]:
-        request = self._single.get(width, self._any[width]) if len(pixels) == 1 else self._any[width]
+        request = self._single.get(width) if len(pixels) == 1 else None
+        if request is None:
+            request = self._any.get(width) or self._first_batch(width)
         request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))
         request.infer()
         tokens_BLC: NDArray[np.float32] = request.get_output_tensor().data.copy()  # the next piece overwrites it
@@ -80,23 +88,39 @@ class OpenVinoEngine:
         return 0
 
     def close(self) -> None:
-        self._single.clear()
-        self._any.clear()
+        for held in (self._single, self._any, self._waiting):
+            held.clear()
 
-    def _compile(self, width: Width, batch: int | None) -> ov.InferRequest:
-        config = self._checkpoint.config
-        originals = Originals(cost_of(config, width).num_bytes(4))
-        graph = NetworkBuilder(self._checkpoint, width, self._precision, originals.constant).graph(batch)
+    def _first_batch(self, width: Width) -> ov.InferRequest:
+        self._any[width] = self._compile(self._waiting[width])
+        del self._waiting[width]
+        return self._any[width]
+
+    def _graph(self, width: Width, batch: int | None) -> Graph:
+        originals = Originals(cost_of(self._checkpoint.config, width).num_bytes(4))
+        model = NetworkBuilder(self._checkpoint, width, self._precision, originals.constant).graph(batch)
+        originals.release()
+        return Graph(model, originals)
+
+    def _compile(self, graph: Graph) -> ov.InferRequest:
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,  # two streams of one thread each served 0.6 to 1.0 times as many images (docs/log.md)
         }
-        request = self._core.compile_model(graph, "CPU", hints).create_infer_request()
-        request.set_input_tensor(ov.Tensor(np.zeros((1, config.image_size, config.image_size, 3), np.uint8)))
+        size = self._checkpoint.config.image_size
+        request = self._core.compile_model(graph.model, "CPU", hints).create_infer_request()
+        request.set_input_tensor(ov.Tensor(np.zeros((1, size, size, 3), np.uint8)))
         request.infer()
-        originals.release()
+        graph.originals.release()
         return request
+
+
+class Graph(NamedTuple):
+    """A network that is not compiled yet, and its weights."""
+
+    model: ov.Model
+    originals: Originals
 
 
 class Originals:

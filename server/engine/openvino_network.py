@@ -110,15 +110,12 @@ class NetworkBuilder:
         rows = ops.reshape(centred, _ints(AS_IT_IS, num, patch, num, patch * 3), True)
         patches = ops.reshape(ops.transpose(rows, _ints(0, 1, 3, 2, 4)), _ints(AS_IT_IS, num * num, patch**2 * 3), True)
         weight, bias = self._patch_embedding()
-        position = self._weight("pos_embed")
-        tokens = [self._weight(name) for name in ("cls_token", "dist_token")[: self._num_leading]]
-        leading = np.concatenate(tokens, 1) + position[:, : self._num_leading]
-        patches_BTC = ops.add(
-            self._linear(patches, weight, bias), ops.constant(position[:, self._num_leading :].copy())
-        )
-        batch = ops.gather(ops.shape_of(patches_BTC), _ints(0), _ints(0))
-        shape = ops.concat([batch, _ints(self._num_leading, self._channels)], 0)
-        return ops.concat([ops.broadcast(ops.constant(leading), shape), patches_BTC], 1)
+        names = ("cls_token", "dist_token")[: self._num_leading]
+        start_1TC = self._weight("pos_embed").copy()
+        start_1TC[:, : self._num_leading] += np.concatenate([self._weight(name) for name in names], 1)
+        # Padding, as the shape of a broadcast would be a value to wait for when the number of images is open.
+        room = ops.pad(self._linear(patches, weight, bias), _ints(0, self._num_leading, 0), _ints(0, 0, 0), "constant")
+        return ops.add(room, ops.constant(start_1TC))
 
     def _patch_embedding(self) -> tuple[Array, Array]:
         """As a map (C, P * P * 3) of pixels less mid-grey.

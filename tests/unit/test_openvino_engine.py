@@ -82,7 +82,7 @@ def test_the_network_with_one_image_fixed_computes_what_the_open_one_does(
     both = loaded(checkpoint)
     monkeypatch.setattr(openvino_engine, "LIGHT_BYTES", 0)
     only_open = loaded(checkpoint)
-    assert (len(both._single), len(only_open._single)) == (4, 0)
+    assert [(len(engine._single), len(engine._any)) for engine in (both, only_open)] == [(4, 0), (0, 4)]
     for width in checkpoint.config.widths:
         np.testing.assert_allclose(both.run(images(1), width), only_open.run(images(1), width), atol=1e-6)
 
@@ -93,6 +93,17 @@ def test_the_weights_are_let_go_once_every_width_is_loaded(checkpoint: Checkpoin
         assert engine._checkpoint.weights
         engine.load(width)
     assert not engine._checkpoint.weights
+
+
+def test_a_narrow_width_is_compiled_for_batches_when_the_first_comes(checkpoint: Checkpoint) -> None:
+    engine = loaded(checkpoint)
+    engine.run(images(1), WIDE)
+    assert not engine._any
+    engine.run(images(3), WIDE)
+    assert engine._any.keys() == {WIDE}
+    request = engine._any[WIDE]
+    engine.run(images(4), WIDE)
+    assert engine._any[WIDE] is request
 
 
 def test_a_width_may_be_loaded_while_another_runs(checkpoint: Checkpoint) -> None:
