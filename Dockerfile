@@ -5,16 +5,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/scala
 WORKDIR /src
 
-# torch changes least and weighs most: a layer of its own, from the index without CUDA.
-COPY constraints.txt ./
-RUN /opt/scala/bin/pip install --no-deps --index-url https://download.pytorch.org/whl/cpu \
-    "$(grep '^torch==' constraints.txt)"
-
-COPY pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY scala_model scala_model
 COPY server server
 COPY checkpoints/scala-xs-tiny-imagenet checkpoints/scala-xs-tiny-imagenet
-RUN /opt/scala/bin/pip install -c constraints.txt ".[torch]"
+RUN /opt/scala/bin/pip install -c constraints.txt ".[cpu]"
 
 
 FROM python:3.12-slim

@@ -20,7 +20,7 @@ serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" ad
 test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
 	$(BIN)/python -m pytest -q $(ARGS)
 
-bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 10 minutes on an idle machine
+bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes on an idle machine
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 bench-agreement: $(VENV)/.dev ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)

@@ -126,7 +126,7 @@ def agreements(checkpoint: Checkpoint, images: ImageSet) -> Iterator[Agreement]:
     for (name, precision), build in engines().items():
         engine = build(checkpoint)
         for width in model.config.widths:
-            engine.load(width)
+            engine.load(width, engine.max_batch)
             answered = in_batches(lambda batch, width=width: engine.run(batch, width), pixels)  # type: ignore[misc] # noqa: B023
             yield compare(name, precision, width, answered, expected[width], labels)
             print(f"{name} {precision}, width {width}: done", file=sys.stderr, flush=True)

@@ -130,7 +130,8 @@ def summary(report: Report) -> list[str]:
         f"Geometric mean of ours / best rival: {report.geometric_mean_ratio:.3f} over {len(report.rows)} cells; best "
         f"is the fastest rival of the cell.",
         f"Ceiling: a matrix product in {report.precision} reaches {report.ceiling_flops / 1e12:.3g} TFLOP/s.",
-        f"One image takes {report.switch_ms:.3f} ms longer after another width than after its own.",
+        "The share of it counts the whole network, of which ours leaves out what no head reads: 7 % of twelve blocks.",
+        f"One image takes {report.switch_ms:.3f} ms longer after another width than after its own, in the mean.",
         f"The server is ready {served.ready_s:.1f} s after its start, at every width after "
         f"{served.all_widths_s:.1f} s, and holds {served.rss_mib:.0f} MiB once every width has answered.",
         f"It holds {served.rss_batches_mib:.0f} MiB once every width has run every batch size.",

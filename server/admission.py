@@ -145,7 +145,8 @@ class Admission:
         """Raises Unavailable while none is on offer: not warmed yet, or out of the device's memory."""
         ready = [self._profile.fastest] if self._profile.fastest in widths else list(widths)
         if not (ready := list(filter(self._profile.ready, ready))):
-            raise Unavailable(f"Width {', '.join(map(str, widths))} is still being warmed; try again in a second.")
+            named = ", ".join(map(str, widths))
+            raise Unavailable(f"Width {named} is not on offer now: still being warmed, or out of the device's memory.")
         return min(ready, key=self._p50)
 
     def _p50(self, width: Width) -> float:

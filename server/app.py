@@ -128,8 +128,9 @@ async def _start(services: Services, engine: Engine) -> None:
     store = ProfileStore(services.settings.profile_dir or default_folder())
     key = Key.of(engine, services.checkpoint.card["weights_sha256"])
     table = store.read(key)
+    log.info("latencies of earlier starts: %s", store.path(key) if table else "none")
     await services.serve_loop.start(table)
-    if table is None:
+    if services.serve_loop.measured_anew and len(services.profile.samples()) > 2:
         store.write(Table.of(key, services.profile.samples()))
 
 

@@ -99,10 +99,8 @@ def run(settings: Settings) -> NoReturn:
     Raises CheckpointError or SettingsError before anything is listening.
     """
     from server.app import build_app
-    from server.machine import use_one_heap
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    use_one_heap()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app, services = build_app(settings)
     config = uvicorn.Config(

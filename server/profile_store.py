@@ -13,7 +13,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Self
@@ -33,13 +34,14 @@ log = logging.getLogger("scala.serve")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a latency depends on. ``engine`` has the engine's version in it, ``checkpoint`` is its weights' SHA-256."""
+    """What a latency depends on. ``engine`` holds its version and precision, ``checkpoint`` the weights' SHA-256."""
 
     device: str
     engine: str
     threads: int
     checkpoint: str
     max_batch: int
+    server: str = field(default_factory=lambda: version("scala-serve"))
 
     @classmethod
     def of(cls, engine: Engine, weights_sha256: str) -> Self:

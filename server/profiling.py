@@ -116,7 +116,7 @@ def sample(
 
 def _loads(engine: Engine, width: Width) -> bool:
     try:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     except DeviceOutOfMemory:
         return False
     return True

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import compress
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +27,13 @@ from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Probabilities
 
+SURPRISE = 2.0  # times as slow or as fast as remembered, and a cell is measured anew
 LOADERS = 2  # widths that are loaded at once: seven took 1.4 s instead of 2.0 on two cores
 MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell; a slow one is refined by traffic
 FIRST_RUN_S = 6.0  # a cell's first run may compile or allocate: it is given ten times as long
 MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
 RESTARTING = "The engine failed and the server is restarting; try again in a second."
+LOAD_S = 300.0  # after which a width that is still being loaded is taken for a hang
 RETRY_MEMORY_S = 30.0  # then a cell that ran out of memory is tried again
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
 log = logging.getLogger("scala.serve")
@@ -61,7 +65,8 @@ class ServeLoop:
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
         self._turn = asyncio.Lock()
         self._failures = 0
-        self._winning_back: set[asyncio.Task[None]] = set()
+        self._winning_back: dict[Width, asyncio.Task[None]] = {}
+        self.measured_anew = False  # a cell that no table knew, or knew wrongly
         self._remembered: Callable[[Width, int], list[float]] = lambda width, batch: []
 
     async def serve(self) -> None:
@@ -85,30 +90,40 @@ class ServeLoop:
         """
         widths = self._profile.widths
         first, others = list(dict.fromkeys((widths[0], widths[-1]))), widths[1:-1]
-        await asyncio.gather(*map(self._load, first))
+        await asyncio.gather(*(self._load(width, 1) for width in first))
         for width in first:
             await self._calibrate(width, 1)
         self._lifecycle.started = True
         if table is not None:
             self._remembered = partial(table.scaled_samples_s, scale=scale_of(table, self._profile))
+        self.measured_anew = table is None
         log.info("ready")
         for i in range(0, len(others), LOADERS):
             await self._gain(others[i : i + LOADERS])
-        log.info("all widths are loaded")
+        log.info("all widths can run one image")
         growing = [width for width in widths if self._profile.ready(width)]
+        growing = [width for width in growing if await self._can_load(width, self._engine.max_batch)]
         for bucket in self._profile.buckets[1:]:
             growing = [width for width in growing if await self._warm(width, bucket)]
         log.info("warmed: %s", {str(width): self._profile.max_batch(width) for width in widths})
 
     async def _gain(self, widths: Sequence[Width]) -> None:
-        """Load some widths at once; none is measured while another is loaded."""
-        loads = (self._possible(self._load(width), f"load width {width}") for width in widths)
-        for width, loaded in zip(widths, await asyncio.gather(*loads), strict=True):
-            if loaded:
-                await self._warm(width, 1)
+        """Load some widths at once, for one image; none is measured while another is loaded."""
+        loaded = await asyncio.gather(*(self._can_load(width, 1) for width in widths))
+        for width in compress(widths, loaded):
+            await self._warm(width, 1)
 
-    async def _load(self, width: Width) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._loaders, self._engine.load, width)
+    async def _can_load(self, width: Width, batch: int) -> bool:
+        return await self._possible(self._load(width, batch), f"load width {width} for batches of {batch}")
+
+    async def _load(self, width: Width, batch: int) -> None:
+        """Raises EngineHung, or whatever the engine raises."""
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._engine.load, width, batch)
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await asyncio.shield(loading)
+        except TimeoutError:
+            raise EngineHung(f"width {width} was not loaded in {LOAD_S:.0f} s") from None
 
     async def _warm(self, width: Width, bucket: int) -> bool:
         return await self._possible(self._calibrate(width, bucket), f"run batches of {bucket} at width {width}")
@@ -181,6 +196,8 @@ class ServeLoop:
     ) -> tuple[Probabilities, float, float, float]:
         """Run on the engine's thread; the result, and when it was handed over, began and ended. Raises EngineHung."""
         async with self._turn:  # so that the wait for a calibration run is not taken for a hang
+            if self._lifecycle.failed is not None:  # the run that was waited for never came back
+                raise EngineHung(self._lifecycle.failed)
             handed_over = time.monotonic()
             future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
             try:
@@ -188,13 +205,20 @@ class ServeLoop:
                     probabilities, ran_from, ran_until = await asyncio.shield(future)
                     return probabilities, handed_over, ran_from, ran_until
             except TimeoutError:
-                raise EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s") from None
+                hung = EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s")
+                self._lifecycle.fail(str(hung))
+                raise hung from None
 
     async def _calibrate(self, width: Width, batch: int) -> None:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
         pixels = np.zeros((batch, *self._image_shape), np.uint8)
         _, _, started, ended = await self._on_device(pixels, width, FIRST_RUN_S)
         seconds = self._remembered(width, batch)
+        if seconds:
+            _, _, started, ended = await self._on_device(pixels, width, ended - started)
+            if not 1 / SURPRISE < (ended - started) / median(seconds) < SURPRISE:
+                seconds = []
+        self.measured_anew |= not seconds
         while len(seconds) < MIN_CALIBRATION_RUNS or (len(seconds) < CALIBRATION_RUNS and sum(seconds) < CALIBRATION_S):
             await asyncio.sleep(0)
             self._admission.device_free_at = time.monotonic() + ended - started
@@ -213,17 +237,20 @@ class ServeLoop:
             if not job.answer.done():
                 job.dispatched = False
                 self._queue.put(job)
-        task = asyncio.create_task(self._win_back(width, bucket))
-        self._winning_back.add(task)
-        task.add_done_callback(self._winning_back.discard)
+        if width not in self._winning_back or self._winning_back[width].done():
+            self._winning_back[width] = asyncio.create_task(self._win_back(width))
 
-    async def _win_back(self, width: Width, bucket: int) -> None:
-        """Whoever took the memory may give it back."""
-        lost = [larger for larger in self._profile.buckets if larger >= bucket]
-        while lost:
+    async def _win_back(self, width: Width) -> None:
+        """Whoever took the memory may give it back. One task a width, until all of its cells are on offer again."""
+        while len(warmed := self._profile.warmed(width)) < len(self._profile.buckets):
             await asyncio.sleep(RETRY_MEMORY_S)
-            while lost and await self._warm(width, lost[0]):
-                del lost[0]
+            try:
+                for bucket in self._profile.buckets[len(warmed) :]:
+                    if not await self._warm(width, bucket):
+                        break
+            except (EngineHung, DeviceLost) as error:
+                self._give_up((), str(error))
+                return
 
     def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
         now = time.monotonic()
@@ -233,13 +260,17 @@ class ServeLoop:
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 
     def _fail(self, jobs: Sequence[Job], why: str) -> None:
-        """No more batches: everyone who waits hears so, and the process leaves for its supervisor to restart."""
+        """No more batches. Raises EngineHung."""
+        self._give_up(jobs, why)
+        raise EngineHung(why)
+
+    def _give_up(self, jobs: Sequence[Job], why: str) -> None:
+        """Everyone who waits hears so, and the process leaves for its supervisor to restart."""
         log.error("the engine failed: %s", why)
         self._lifecycle.fail(why)
         for job in jobs:
             _settle(job, Unavailable(RESTARTING))
         self.drop_all(RESTARTING)
-        raise EngineHung(why)
 
 
 def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:

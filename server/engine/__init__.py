@@ -14,7 +14,7 @@ from server.engine.contract import Engine
 from server.settings import Settings, SettingsError
 
 CPU_BATCH, GPU_BATCH = 16, 256  # by default, at most
-HEAVY_MACS = 150e6  # of one image at full width: as long on one core as its HTTP request takes on another, 1.5 ms
+HEAVY_MACS = 150e6  # of one image at full width: about 1.5 ms on one core, as long as its HTTP request takes
 log = logging.getLogger("scala.serve")
 
 
@@ -42,9 +42,10 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
 
 
 def num_threads_for(cpus: float, config: ScalaConfig) -> int:
-    """Threads for an engine on the CPU: whole cores only, for a quota overrun stalls a container.
+    """Threads for an engine on the CPU: whole cores of the container's quota.
 
-    A light network leaves a core to HTTP, which is the greater part of the work then.
+    A light network leaves one to HTTP, which is the greater part of the work then. A heavy one was faster with all,
+    even beside HTTP: see docs/log.md.
     """
     cores = math.floor(cpus)
     heavy = cost_of(config, config.widths[-1]).macs > HEAVY_MACS
@@ -63,10 +64,10 @@ def _fastest(device: str) -> str:
 def _openvino(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:
     if settings.device == "cuda":
         raise SettingsError("engine 'openvino' runs on the CPU: use engine 'cuda_graphs' or device 'cpu'")
-    try:
-        from server.engine.openvino_engine import OpenVinoEngine
-    except ImportError:
-        raise SettingsError("engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'") from None
+    if find_spec("openvino") is None:
+        raise SettingsError("engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'")
+    from server.engine.openvino_engine import OpenVinoEngine
+
     return OpenVinoEngine(
         checkpoint,
         threads=settings.num_threads or num_threads_for(cpus, checkpoint.config),
@@ -85,7 +86,8 @@ def _torch_device(settings: Settings, engine: str) -> str:
         raise SettingsError("engine 'cuda_graphs' runs on a GPU: use engine 'openvino' or device 'cuda'")
     has_cuda = _has_cuda()
     if not has_cuda and (settings.device == "cuda" or engine == "cuda_graphs"):
-        raise SettingsError("device 'cuda' was asked for, but torch finds no CUDA device; use 'cpu' or 'auto'")
+        asked = "device 'cuda'" if settings.device == "cuda" else f"engine '{engine}'"
+        raise SettingsError(f"{asked} was asked for, but torch finds no CUDA device; use device 'cpu' or 'auto'")
     return "cuda" if has_cuda and settings.device != "cpu" else "cpu"
 
 
@@ -96,6 +98,7 @@ def _has_cuda() -> bool:
     except OSError:
         return False
     if find_spec("torch") is None:
+        log.warning("NVIDIA's driver is there, but torch is not: the CPU serves; pip install 'scala-serve[torch]'")
         return False
     import torch
 

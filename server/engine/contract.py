@@ -1,7 +1,7 @@
 """What the server needs of an engine.
 
-``load`` comes from threads of its own, once for each width, and may run beside another ``load`` and beside ``run``.
-``run`` comes from one thread, and only asks for widths that are loaded. The rest is called from the event loop.
+``load`` comes from threads of its own, and may run beside another ``load`` and beside ``run``. ``run`` comes from one
+thread, and only asks for what is loaded. The rest is called from the event loop.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class Engine(Protocol):
     threads: int
     max_batch: int
 
-    def load(self, width: Width) -> None:
-        """Do all that takes long for a width. Raises whatever the device has to say."""
+    def load(self, width: Width, batch: int) -> None:
+        """Do all that takes long for batches of up to ``batch`` images at a width: first for one, later for more.
+
+        Raises whatever the device has to say.
+        """
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1.

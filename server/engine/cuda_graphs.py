@@ -8,7 +8,6 @@ graphs take turns with one pool of memory, so together they need little more tha
 from __future__ import annotations
 
 import logging
-import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
-from server.engine.contract import DeviceLost, DeviceOutOfMemory
+from server.engine.contract import DeviceOutOfMemory
+from server.engine.device_errors import device_errors
 from server.engine.serving_forward import (
     BlockFunction,
     BlockShape,
@@ -36,7 +36,6 @@ from server.types import Probabilities
 WARM_UP_RUNS = 2  # the first loads kernels or compiles them, which a recording must not
 MIN_COMPILED_BATCH = 32  # smaller ones do not wait for memory, whose traffic is what compiling saves
 MAX_COMPILED = 256  # variants of the block; a bucket of a width has two, for all tokens and for the leading ones
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # the runtime's, the graphs' and cuBLAS's words for it
 Work = Callable[[], None]
 log = logging.getLogger("scala.engine")
 
@@ -57,7 +56,7 @@ class CudaGraphsEngine:
         cuda = self._place.type == "cuda"
         self.device = torch.cuda.get_device_name(self._place) if cuda else cpu_name()
         self._stream = CudaStream(self._place) if cuda else NoStream()
-        self._turns, self._buckets = Turns(), buckets_up_to(max_batch)
+        self._turns, self._loading, self._buckets = Turns(), Lock(), buckets_up_to(max_batch)
         self._compiled_block = compiled_block() if compile else block
         self._forwards: dict[Width, ServingForward] = {}
         self._graphs: dict[tuple[Width, int], Work] = {}
@@ -71,20 +70,25 @@ class CudaGraphsEngine:
             self._host_pixels = torch.zeros(images, dtype=torch.uint8, pin_memory=cuda)
             self._host_probabilities = torch.zeros(answers, pin_memory=cuda)
 
-    def load(self, width: Width) -> None:
+    def load(self, width: Width, batch: int) -> None:
         """Record the width's graphs, the largest first: the smaller ones then fit into its memory.
 
         A bucket for whose graph there is no memory does without. Raises DeviceLost, or what else torch has to say.
         """
-        before = self.memory_bytes()
-        self._forwards[width] = ServingForward(self._config, self._weights, width)
-        for bucket in reversed(self._buckets):
-            try:
-                with self._turn():
-                    self._graphs[width, bucket] = self._graph(width, bucket)
-            except DeviceOutOfMemory as error:
-                log.warning("width %s runs batches of %d without a graph: %s", width, bucket, error)
-        log.info("width %s: its graphs took %.0f MB", width, (self.memory_bytes() - before) / 1e6)
+        with self._loading:  # one at a time, as turns are for two
+            before = self.memory_bytes()
+            self._forwards.setdefault(width, ServingForward(self._config, self._weights, width))
+            for bucket in reversed(self._buckets[: 1 + bisect_left(self._buckets, batch)]):
+                if (width, bucket) not in self._graphs:
+                    self._record(width, bucket)
+            log.info("width %s: its graphs took %.0f MB", width, (self.memory_bytes() - before) / 1e6)
+
+    def _record(self, width: Width, bucket: int) -> None:
+        try:
+            with self._turn():
+                self._graphs[width, bucket] = self._graph(width, bucket)
+        except DeviceOutOfMemory as error:
+            log.warning("width %s runs batches of %d without a graph: %s", width, bucket, error)
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         """As the contract says. Raises ValueError for more than ``max_batch`` images."""
@@ -100,7 +104,7 @@ class CudaGraphsEngine:
         return self._host_probabilities[:batch].numpy().copy()
 
     def memory_bytes(self) -> int:
-        """All that torch holds there: weights, buffers, graphs, workspaces."""
+        """All that torch's allocator holds there: weights, buffers, the graphs' memory, workspaces; not the context."""
         return torch.cuda.memory_reserved(self._place) if self._place.type == "cuda" else 0
 
     def close(self) -> None:
@@ -191,23 +195,6 @@ class Turns:
             self._now.release()
 
 
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Raises what torch says of the device in the contract's words; the rest passes."""
-    try:
-        yield
-    except RuntimeError as error:
-        # A recording that fails for want of memory may end in a second error, which says only that there was a first.
-        for cause in (error, error.__context__):
-            if isinstance(cause, RuntimeError) and any(words in str(cause) for words in OUT_OF_MEMORY):
-                traceback.clear_frames(cause.__traceback__)  # where the activations still are
-                torch.cuda.empty_cache()
-                raise DeviceOutOfMemory(_first_line(cause)) from None
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            raise DeviceLost(_first_line(error)) from error
-        raise
-
-
 def compiled_block() -> BlockFunction:
     """The block compiled for every shape that comes: known shapes make the better kernels."""
     compiled: BlockFunction = torch.compile(block, dynamic=False, fullgraph=True)
@@ -217,7 +204,3 @@ def compiled_block() -> BlockFunction:
             return compiled(x_BTC, w, shape, num_read)
 
     return run_block
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

@@ -1,8 +1,7 @@
 """The CPU engine: OpenVINO, in bfloat16 where the processor has it.
 
 A width is compiled for any number of images. What is open until it comes costs 0.4 ms a run, which is little to a wide
-network and a sixth of a narrow one's time: networks of few bytes are compiled for a single image, and for any number
-of them when the first batch comes.
+network and a sixth of a narrow one's time: networks of few bytes are compiled for a single image too, and before.
 
 A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, so batches are run in pieces of 1, 2, 4,
 ... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.)
@@ -38,8 +37,6 @@ PAGE_BYTES, ALIGNMENT_BYTES = mmap.PAGESIZE, 64
 class OpenVinoEngine:
     """With ``threads`` threads; ``precision`` is ``bf16`` or ``f32``, by default what the processor does best."""
 
-    name = f"openvino {ov.__version__.partition('-')[0]}"
-
     def __init__(self, checkpoint: Checkpoint, *, threads: int, max_batch: int, precision: str | None = None) -> None:
         self.threads, self.max_batch = threads, max_batch
         self._largest_piece = 1 << (PIECE_PER_THREAD * threads).bit_length() - 1
@@ -47,18 +44,23 @@ class OpenVinoEngine:
         self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if has_bf16 else "f32")
+        self.name = f"openvino {ov.__version__.partition('-')[0]} {self._precision}"
         self._heads: dict[Width, Head] = {}
         self._any: dict[Width, ov.InferRequest] = {}
-        self._waiting: dict[Width, Graph] = {}  # to be compiled for any number of images when the first batch comes
+        self._graphs: dict[Width, Graph] = {}  # to be compiled for any number of images
         self._single: dict[Width, ov.InferRequest] = {}
 
-    def load(self, width: Width) -> None:
-        light = cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES
-        if light:
+    def load(self, width: Width, batch: int) -> None:
+        if width not in self._heads:
+            self._prepare(width)
+        if width not in self._any and (batch > 1 or width not in self._single):
+            self._any[width] = self._compile(self._graphs.pop(width))
+
+    def _prepare(self, width: Width) -> None:
+        """All for which the weights are needed: once it is done for every width, they are let go."""
+        if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
             self._single[width] = self._compile(self._graph(width, 1))
-            self._waiting[width] = self._graph(width, None)
-        else:
-            self._any[width] = self._compile(self._graph(width, None))
+        self._graphs[width] = self._graph(width, None)
         self._heads[width] = NetworkBuilder(self._checkpoint, width, self._precision).head()
         if len(self._heads) == len(self._checkpoint.config.widths):
             self._checkpoint = replace(self._checkpoint, weights={})
@@ -76,9 +78,7 @@ class OpenVinoEngine:
             pixels = pixels[size:]
 
     def _run_piece(self, pixels: NDArray[np.uint8], width: Width) -> NDArray[np.float32]:
-        request = self._single.get(width) if len(pixels) == 1 else None
-        if request is None:
-            request = self._any.get(width) or self._first_batch(width)
+        request = self._any[width] if len(pixels) > 1 or width not in self._single else self._single[width]
         request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))
         request.infer()
         tokens_BLC: NDArray[np.float32] = request.get_output_tensor().data.copy()  # the next piece overwrites it
@@ -88,13 +88,8 @@ class OpenVinoEngine:
         return 0
 
     def close(self) -> None:
-        for held in (self._single, self._any, self._waiting):
+        for held in (self._single, self._any, self._graphs):
             held.clear()
-
-    def _first_batch(self, width: Width) -> ov.InferRequest:
-        self._any[width] = self._compile(self._waiting[width])
-        del self._waiting[width]
-        return self._any[width]
 
     def _graph(self, width: Width, batch: int | None) -> Graph:
         originals = Originals(cost_of(self._checkpoint.config, width).num_bytes(4))
@@ -106,6 +101,7 @@ class OpenVinoEngine:
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": self.threads,
+            "ENABLE_CPU_PINNING": False,  # no faster, and containers with a quota would all pin to the same cores
             "NUM_STREAMS": 1,  # two streams of one thread each served 0.6 to 1.0 times as many images (docs/log.md)
         }
         size = self._checkpoint.config.image_size

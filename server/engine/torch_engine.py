@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scala_model.checkpoint import Checkpoint, build_model
 from scala_model.normalise import Normalise
 from scala_model.width import Width
+from server.engine.device_errors import device_errors
 from server.machine import cpu_name
 from server.types import Probabilities
 
@@ -30,13 +31,14 @@ class TorchEngine:
         self._model = build_model(checkpoint).to(self._place)
         torch.set_num_threads(threads)
 
-    def load(self, width: Width) -> None:
+    def load(self, width: Width, batch: int) -> None:
         """Nothing to do: every width is a slice of the one network."""
 
     @torch.inference_mode()
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        logits = self._model(self._normalise(torch.from_numpy(pixels).to(self._place)), width)
-        probabilities: Probabilities = logits.softmax(-1).cpu().numpy()
+        with device_errors():
+            logits = self._model(self._normalise(torch.from_numpy(pixels).to(self._place)), width)
+            probabilities: Probabilities = logits.softmax(-1).cpu().numpy()
         return probabilities
 
     def memory_bytes(self) -> int:

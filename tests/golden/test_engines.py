@@ -56,7 +56,7 @@ def test_float32_engines_compute_what_is_specified_at_every_width(golden_dir: Pa
     size = config.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (7, size, size, 3), np.uint8)
     for width in config.widths:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
         expected = specified(model, pixels, width)
         for batch in (1, 2, 7):
             np.testing.assert_allclose(engine.run(pixels[:batch], width), expected[:batch], atol=1e-4, rtol=0)
@@ -75,7 +75,7 @@ def test_engines_answer_as_specified_in_the_precision_they_choose(shared_data: P
     pixels, labels = images.pixels[:NUM_REAL].numpy(), images.labels[:NUM_REAL].numpy()
     same, right, right_as_specified = [], [], []
     for width in checkpoint.config.widths:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
         answers = np.concatenate([engine.run(pixels[i : i + 16], width) for i in range(0, NUM_REAL, 16)]).argmax(1)
         expected = specified(model, pixels, width)
         of_first, of_ours = expected.max(1), expected[range(NUM_REAL), answers]

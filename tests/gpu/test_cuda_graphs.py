@@ -43,7 +43,7 @@ def model(checkpoint: Checkpoint) -> ScalaViT:
 def engine(checkpoint: Checkpoint) -> Iterator[CudaGraphsEngine]:
     engine = CudaGraphsEngine(checkpoint, device="cuda", max_batch=MAX_BATCH)
     for width in checkpoint.config.widths:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     yield engine
     engine.close()
 
@@ -121,10 +121,10 @@ def test_the_weights_of_all_widths_are_those_of_the_widest(checkpoint: Checkpoin
     gc.collect()
     engine = CudaGraphsEngine(checkpoint, device="cuda", max_batch=1)
     *others, widest = checkpoint.config.widths
-    engine.load(widest)
+    engine.load(widest, engine.max_batch)
     alone = torch.cuda.memory_allocated()
     for width in others:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     weights = sum(tensor.nbytes for tensor in engine._weights.values())
     assert torch.cuda.memory_allocated() - alone <= 0.05 * weights
     engine.close()
@@ -137,10 +137,10 @@ def test_graphs_share_their_memory(checkpoint: Checkpoint) -> None:
     engine = CudaGraphsEngine(checkpoint, device="cuda", max_batch=256)
     *others, widest = checkpoint.config.widths
     before = engine.memory_bytes()
-    engine.load(widest)
+    engine.load(widest, engine.max_batch)
     first = engine.memory_bytes() - before
     for width in others:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     assert engine.memory_bytes() - before <= 1.5 * first + 64 * 2**20
     engine.close()
 
@@ -148,10 +148,10 @@ def test_graphs_share_their_memory(checkpoint: Checkpoint) -> None:
 def test_widths_are_loaded_while_another_runs(checkpoint: Checkpoint, model: ScalaViT) -> None:
     *others, widest = checkpoint.config.widths
     engine = CudaGraphsEngine(checkpoint, device="cuda", max_batch=MAX_BATCH)
-    engine.load(widest)
+    engine.load(widest, engine.max_batch)
     before = engine.run(images(5), widest)
     with ThreadPoolExecutor(1) as loader:
-        loading = [loader.submit(engine.load, width) for width in others]
+        loading = [loader.submit(engine.load, width, engine.max_batch) for width in others]
         while not all(future.done() for future in loading):
             np.testing.assert_allclose(engine.run(images(5), widest), before, atol=1e-6)
         assert [future.result() for future in loading] == [None] * len(others)
@@ -166,7 +166,7 @@ def test_it_serves_on_after_it_ran_out_of_memory(checkpoint: Checkpoint, model: 
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 800e6) / total)
     try:
-        engine.load(widest)
+        engine.load(widest, engine.max_batch)
         assert (widest, 16384) not in engine._graphs
         with pytest.raises(DeviceOutOfMemory, match="out of memory"):
             engine.run(np.zeros((16384, 48, 48, 3), np.uint8), widest)
@@ -181,6 +181,6 @@ def test_it_serves_on_after_it_ran_out_of_memory(checkpoint: Checkpoint, model: 
 def test_compiled_graphs_answer_as_specified(checkpoint: Checkpoint, model: ScalaViT) -> None:
     engine = CudaGraphsEngine(checkpoint, device="cuda", max_batch=32, compile=True)
     for width in (checkpoint.config.widths[0], checkpoint.config.widths[-1]):
-        engine.load(width)
+        engine.load(width, engine.max_batch)
         np.testing.assert_allclose(engine.run(images(32), width), specified(model, images(32), width), atol=0.02)
     engine.close()

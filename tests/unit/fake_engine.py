@@ -22,15 +22,15 @@ class FakeEngine:
         self.clock, self.max_batch, self.num_classes = clock, max_batch, num_classes
         self.seconds: Callable[[Width, list[int]], float] = usual_seconds
         self.batches: list[tuple[Width, list[int]]] = []
-        self.loaded: list[Width] = []
+        self.loaded: list[tuple[Width, int]] = []
 
     @property
     def served(self) -> list[tuple[Width, list[int]]]:
         """The batches that hold more than the black images of the warm-up."""
         return [(width, images) for width, images in self.batches if any(images)]
 
-    def load(self, width: Width) -> None:
-        self.loaded.append(width)
+    def load(self, width: Width, batch: int) -> None:
+        self.loaded.append((width, batch))
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         images = [int(image) for image in pixels[:, 0, 0, 0]]

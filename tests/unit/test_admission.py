@@ -219,7 +219,7 @@ def test_a_width_that_is_still_being_warmed_is_neither_impossible_nor_refused_fo
     cold = Width(0.75)
     desk.profile.widths = (*ALL, cold)
     desk.profile.accuracy[cold] = 0.65
-    with pytest.raises(Unavailable, match=r"0\.75 is still being warmed"):
+    with pytest.raises(Unavailable, match=r"Width 0\.75 is not on offer now"):
         desk.admission.check_possible((cold,), 10.0)
     desk.admission.check_possible((cold, WIDE), 0.040)
 

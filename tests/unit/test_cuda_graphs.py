@@ -19,7 +19,8 @@ from scala_model.normalise import normalise
 from scala_model.width import Width
 from server.engine import cuda_graphs
 from server.engine.contract import DeviceLost, DeviceOutOfMemory, Engine
-from server.engine.cuda_graphs import CudaGraphsEngine, NoStream, Turns, Work, device_errors
+from server.engine.cuda_graphs import CudaGraphsEngine, NoStream, Turns, Work
+from server.engine.device_errors import device_errors
 from server.engine.serving_forward import BlockFunction, BlockShape, BlockWeights, ServingForward, block
 from tests.unit.toy import SIZE, write_toy
 
@@ -49,7 +50,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def loaded(checkpoint: Checkpoint, *widths: Width, max_batch: int = 6, compile: bool = False) -> CudaGraphsEngine:
     engine = CudaGraphsEngine(checkpoint, device="cpu", max_batch=max_batch, compile=compile)
     for width in widths:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     return engine
 
 
@@ -284,7 +285,7 @@ def test_a_batch_waits_for_one_recording_not_for_a_whole_width(
         return work
 
     record_with(monkeypatch, slowly)
-    loader = threading.Thread(target=engine.load, args=(NARROW,), daemon=True)
+    loader = threading.Thread(target=engine.load, args=(NARROW, engine.max_batch), daemon=True)
     loader.start()
     begun.wait()
     monkeypatch.setattr(engine._stream, "wait", lambda: forwards.append(len(recorded)))

@@ -727,7 +727,7 @@ def test_a_hung_engine_ends_in_503_for_everyone(site: Runner) -> None:
 
 def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks(checkpoint: Checkpoint) -> None:
     class Unloadable(FakeEngine):
-        def load(self, width: Width) -> None:
+        def load(self, width: Width, batch: int) -> None:
             raise OSError("no such device")
 
     async def scenario(clock: Clock) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,14 +30,6 @@ def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def uninstall(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    original = builtins.__import__
-
-    def imported(name: str, *rest: Any) -> Any:
-        if name == "server.engine.openvino_engine" and "openvino" in packages:
-            raise ImportError(name)
-        return original(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", imported)
     monkeypatch.setattr(choice, "find_spec", lambda name: None if name in packages else find_spec(name))
 
 
@@ -84,8 +75,8 @@ def test_without_openvino_torch_serves_and_it_is_said(
         ({"engine": "torch"}, ["torch"], "engine 'torch' needs torch: pip install 'scala-serve[torch]'"),
         ({"engine": "cuda_graphs"}, ["torch"], "engine 'cuda_graphs' needs torch: pip install 'scala-serve[torch]'"),
         ({}, ["openvino", "torch"], "no engine is installed: pip install 'scala-serve[cpu]'"),
-        ({"device": "cuda"}, [], "torch finds no CUDA device; use 'cpu' or 'auto'"),
-        ({"engine": "cuda_graphs"}, [], "torch finds no CUDA device; use 'cpu' or 'auto'"),
+        ({"device": "cuda"}, [], "torch finds no CUDA device; use device 'cpu' or 'auto'"),
+        ({"engine": "cuda_graphs"}, [], "torch finds no CUDA device; use device 'cpu' or 'auto'"),
         ({"engine": "cuda_graphs", "device": "cpu"}, [], "engine 'cuda_graphs' runs on a GPU"),
         ({"engine": "openvino", "device": "cuda"}, [], "engine 'openvino' runs on the CPU"),
     ],

@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TORCH, HTTP = {"torch"}, {"fastapi", "starlette", "uvicorn"}
-TORCH_ENGINES = {"server.engine.torch_engine", "server.engine.cuda_graphs", "server.engine.serving_forward"}
+TORCH_ENGINES = {
+    f"server.engine.{name}" for name in ("torch_engine", "cuda_graphs", "serving_forward", "device_errors")
+}
 POLICY_MODULES = [
     "server.types",
     "server.errors",

@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def loaded(checkpoint: Checkpoint, *, threads: int = 1, max_batch: int = 16) -> OpenVinoEngine:
     engine = OpenVinoEngine(checkpoint, threads=threads, max_batch=max_batch, precision="f32")
     for width in checkpoint.config.widths:
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     return engine
 
 
@@ -82,7 +82,7 @@ def test_the_network_with_one_image_fixed_computes_what_the_open_one_does(
     both = loaded(checkpoint)
     monkeypatch.setattr(openvino_engine, "LIGHT_BYTES", 0)
     only_open = loaded(checkpoint)
-    assert [(len(engine._single), len(engine._any)) for engine in (both, only_open)] == [(4, 0), (0, 4)]
+    assert [(len(engine._single), len(engine._any)) for engine in (both, only_open)] == [(4, 4), (0, 4)]
     for width in checkpoint.config.widths:
         np.testing.assert_allclose(both.run(images(1), width), only_open.run(images(1), width), atol=1e-6)
 
@@ -91,26 +91,29 @@ def test_the_weights_are_let_go_once_every_width_is_loaded(checkpoint: Checkpoin
     engine = OpenVinoEngine(checkpoint, threads=1, max_batch=4)
     for width in checkpoint.config.widths:
         assert engine._checkpoint.weights
-        engine.load(width)
+        engine.load(width, engine.max_batch)
     assert not engine._checkpoint.weights
 
 
-def test_a_narrow_width_is_compiled_for_batches_when_the_first_comes(checkpoint: Checkpoint) -> None:
-    engine = loaded(checkpoint)
-    engine.run(images(1), WIDE)
+def test_a_narrow_width_can_run_one_image_before_it_is_compiled_for_batches(checkpoint: Checkpoint) -> None:
+    engine = OpenVinoEngine(checkpoint, threads=1, max_batch=4, precision="f32")
+    for width in checkpoint.config.widths:
+        engine.load(width, 1)
+    assert not engine._checkpoint.weights
+    alone = engine.run(images(1), WIDE)
     assert not engine._any
-    engine.run(images(3), WIDE)
-    assert engine._any.keys() == {WIDE}
+    engine.load(WIDE, 4)
+    np.testing.assert_allclose(engine.run(images(3), WIDE)[:1], alone, atol=1e-6)
     request = engine._any[WIDE]
-    engine.run(images(4), WIDE)
+    engine.load(WIDE, 4)
     assert engine._any[WIDE] is request
 
 
 def test_a_width_may_be_loaded_while_another_runs(checkpoint: Checkpoint) -> None:
     engine = OpenVinoEngine(checkpoint, threads=1, max_batch=4, precision="f32")
-    engine.load(WIDE)
+    engine.load(WIDE, engine.max_batch)
     before = engine.run(images(3), WIDE)
-    engine.load(Width(0.25))
+    engine.load(Width(0.25), engine.max_batch)
     assert np.array_equal(engine.run(images(3), WIDE), before)
 
 
@@ -170,7 +173,7 @@ from server.settings import Settings
 checkpoint = read_checkpoint({str(folder)!r})
 engine = engine_of(Settings(device="cpu"), checkpoint, 1.0)
 for width in checkpoint.config.widths:
-    engine.load(width)
+    engine.load(width, engine.max_batch)
     assert engine.run(np.zeros((3, {SIZE}, {SIZE}, 3), np.uint8), width).shape == (3, 200)
 assert engine.name.startswith("openvino"), engine.name
 assert "torch" not in sys.modules

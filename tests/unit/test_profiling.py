@@ -104,7 +104,7 @@ def test_every_cell_is_run_30_times_in_turns() -> None:
     engine = Engine(Clock())
     sample(engine, WIDTHS, SIZE, 0.0, no_progress)
     turn = [(width, batch) for batch in (1, 2, 4) for width in WIDTHS]
-    assert engine.loaded == list(WIDTHS)
+    assert engine.loaded == [(width, engine.max_batch) for width in WIDTHS]
     assert engine.cells == turn * 31, "once to warm, and 30 times"
 
 
@@ -174,7 +174,7 @@ def test_no_batch_is_larger_than_one_that_failed(engine: Engine) -> None:
 
 
 def test_a_width_that_cannot_be_loaded_is_left_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(width: Width) -> None:
+    def load(width: Width, batch: int) -> None:
         if width == WIDE:
             raise DeviceOutOfMemory("no memory")
 

@@ -395,7 +395,7 @@ def test_an_engine_that_cannot_be_loaded_never_starts() -> None:
     async def scenario(clock: Clock) -> None:
         bench = Bench(clock, cold=True)
 
-        def load(width: Width) -> None:
+        def load(width: Width, batch: int) -> None:
             raise OSError("no such device")
 
         bench.engine.load = load  # type: ignore[method-assign]

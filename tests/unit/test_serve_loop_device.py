@@ -37,13 +37,12 @@ def scarce(bench: Bench, fits: dict[Width, int]) -> None:
 def test_the_server_is_ready_with_two_widths_and_gains_the_others() -> None:
     async def scenario(clock: Clock) -> None:
         bench = Bench(clock, cold=True)
-        loaded_when_ready: list[Width] = []
+        loaded_when_ready: list[tuple[Width, int]] = []
 
-        def load(width: Width) -> None:
+        def load(width: Width, batch: int) -> None:
             clock.spend(1.0)
             if bench.lifecycle.started:
-                loaded_when_ready.append(width)
-            bench.engine.loaded.append(width)
+                loaded_when_ready.append((width, batch))
 
         bench.engine.load = load  # type: ignore[method-assign]
         asyncio.create_task(bench.loop.serve())  # noqa: RUF006
@@ -55,8 +54,7 @@ def test_the_server_is_ready_with_two_widths_and_gains_the_others() -> None:
         assert seen(await bench.put(7).answer) == 7
         assert clock.now - asked < 0.1, "whoever asks does not wait for the load"
         await starting
-        assert bench.engine.loaded == [NARROW, WIDE, MIDDLE]
-        assert loaded_when_ready == [MIDDLE]
+        assert loaded_when_ready == [(MIDDLE, 1), (NARROW, 4), (MIDDLE, 4), (WIDE, 4)], "batches come last"
         assert all(map(bench.profile.ready, WIDTHS))
 
     run(scenario)
@@ -66,7 +64,7 @@ def test_a_width_that_cannot_be_loaded_is_left_out() -> None:
     async def scenario(clock: Clock) -> None:
         bench = Bench(clock, cold=True)
 
-        def load(width: Width) -> None:
+        def load(width: Width, batch: int) -> None:
             if width == MIDDLE:
                 raise RuntimeError("unsupported shape")
 
@@ -92,10 +90,77 @@ def test_what_a_table_remembers_is_warmed_once_and_scaled_by_what_is_measured_to
         runs = [(width, len(images)) for width, images in bench.engine.batches]
         assert runs.count((NARROW, 1)) == runs.count((WIDE, 1)) == 21
         assert runs.count((MIDDLE, 4)) == 21, "not in the table"
-        assert runs.count((WIDE, 4)) == runs.count((MIDDLE, 1)) == 1
+        assert runs.count((WIDE, 4)) == runs.count((MIDDLE, 1)) == 2, "one to warm it, one to see that it is so"
+        assert bench.loop.measured_anew
         for width in WIDTHS:
             for batch in (1, 2, 4):
                 assert bench.profile.p50(width, batch) == pytest.approx(usual_seconds(width, [0] * batch))
+
+    run(scenario)
+
+
+def test_a_cell_that_is_remembered_wrongly_is_measured_anew() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        table_s = {(width, batch): [usual_seconds(width, [0] * batch)] * 20 for width in WIDTHS for batch in (1, 2, 4)}
+        table_s[WIDE, 4] = [1.0] * 20
+        await bench.loop.start(Table.of(Key("cpu", "fake", 1, "sha", 4), table_s))
+        assert bench.profile.p99(WIDE, 4) == pytest.approx(usual_seconds(WIDE, [0] * 4))
+        assert bench.loop.measured_anew
+
+    run(scenario)
+
+
+def test_a_table_that_is_right_is_not_written_again() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        table_s = {(width, batch): [usual_seconds(width, [0] * batch)] * 20 for width in WIDTHS for batch in (1, 2, 4)}
+        await bench.loop.start(Table.of(Key("cpu", "fake", 1, "sha", 4), table_s))
+        assert not bench.loop.measured_anew
+
+    run(scenario)
+
+
+# -- a load that hangs
+
+
+@pytest.mark.parametrize("hanging", [WIDE, MIDDLE])
+def test_a_load_that_hangs_is_a_hanging_engine(hanging: Width) -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+
+        def load(width: Width, batch: int) -> None:
+            if width == hanging:
+                clock.spend(math.inf)
+
+        bench.engine.load = load  # type: ignore[method-assign]
+        with pytest.raises(EngineHung, match=f"width {hanging} was not loaded in 300 s"):
+            await bench.loop.start()
+
+    run(scenario)
+
+
+def test_who_waits_for_a_calibration_run_that_hangs_hears_of_it_at_once() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+
+        def seconds(width: Width, images: list[int]) -> float:
+            return math.inf if width == MIDDLE else usual_seconds(width, images)
+
+        bench.engine.seconds = seconds
+        serving = asyncio.create_task(bench.loop.serve())
+        starting = asyncio.create_task(bench.loop.start())
+        while not any(width == MIDDLE for width, _ in bench.engine.batches):
+            await asyncio.sleep(0.01)
+        job = bench.put(5, 1000.0)
+        with pytest.raises(EngineHung):
+            await starting
+        failed_at = clock.now
+        [outcome] = await outcomes([job])
+        assert isinstance(outcome, Unavailable)
+        assert clock.now == failed_at
+        with pytest.raises(EngineHung):
+            await serving
 
     run(scenario)
 
@@ -155,6 +220,41 @@ def test_memory_that_comes_back_is_used_again() -> None:
         scarce(bench, {})
         await asyncio.sleep(RETRY_MEMORY_S + 10)
         assert bench.profile.max_batch(WIDE) == 4
+
+    run(scenario)
+
+
+def test_lasting_lack_of_memory_is_tried_by_one_task_a_width() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        for fits in (1, 3, 1, 3, 1):
+            scarce(bench, {WIDE: fits})
+            await outcomes([bench.put(image, widths=(WIDE,)) for image in (1, 2, 3, 4)])
+            await asyncio.sleep(RETRY_MEMORY_S + 10)
+        before = len(bench.engine.batches)
+        await asyncio.sleep(4 * RETRY_MEMORY_S)
+        assert len(bench.engine.batches) - before <= 5
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "is lost"])
+def test_a_device_that_fails_while_memory_is_tried_again_fails_the_server(fault: str) -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        scarce(bench, {WIDE: 1})
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        await outcomes([bench.put(image, widths=(WIDE,)) for image in (1, 2)])
+
+        def seconds(width: Width, images: list[int]) -> float:
+            if fault == "is lost":
+                raise DeviceLost("gone")
+            return math.inf
+
+        bench.engine.seconds = seconds
+        await asyncio.sleep(RETRY_MEMORY_S + 100)
+        assert bench.lifecycle.failed is not None
 
     run(scenario)
 
