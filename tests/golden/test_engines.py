@@ -14,6 +14,7 @@ from safetensors import safe_open
 from scala_model import ScalaViT, Width
 from scala_model.card import complete_card
 from scala_model.checkpoint import Checkpoint, build_model, default_checkpoint, read_checkpoint
+from scala_model.config import variant
 from scala_model.normalise import normalise
 from scala_model.preprocess import Preprocessing
 from scala_model.train.layouts import open_split
@@ -60,6 +61,26 @@ def test_float32_engines_compute_what_is_specified_at_every_width(golden_dir: Pa
         expected = specified(model, pixels, width)
         for batch in (1, 2, 7):
             np.testing.assert_allclose(engine.run(pixels[:batch], width), expected[:batch], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_network_of_many_channels_is_computed_as_specified(distilled: bool) -> None:
+    """Wide enough for large matrices and for a residual stream that may be bfloat16; random weights need no data."""
+    config = variant("deit-ti-distilled" if distilled else "deit-ti", image_size=16, patch_size=4, num_classes=10)
+    torch.manual_seed(0)
+    model = ScalaViT(config).eval()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint(config, complete_card(config, "random", {}), weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    for precision, tolerance in (("f32", 1e-5), ("bf16", 2e-3)):
+        engine = OpenVinoEngine(checkpoint, threads=1, max_batch=4, precision=precision)
+        for width in (config.widths[0], config.widths[3]):
+            engine.load(width, 4)
+            for batch in (1, 3):
+                expected = specified(model, pixels[:batch], width)
+                np.testing.assert_allclose(engine.run(pixels[:batch], width), expected, atol=tolerance, rtol=0)
+            different = specified(model, 255 - pixels[:1], width)
+            assert np.abs(different - specified(model, pixels[:1], width)).max() > 1e-2, "or the bounds say nothing"
 
 
 @pytest.mark.parametrize("name", SERVING)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class Running:
 
 
 @contextmanager
-def serving(log: Path, **settings: str) -> Iterator[Running]:
+def serving(log: Path, *, command: Sequence[str] = ("-m", "server", "serve"), **settings: str) -> Iterator[Running]:
     """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,9 +55,7 @@ def serving(log: Path, **settings: str) -> Iterator[Running]:
     environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output
-        )
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             yield Running(process, port, http)
