@@ -80,7 +80,7 @@ def test_a_network_of_many_channels_is_computed_as_specified(distilled: bool) ->
                 expected = specified(model, pixels[:batch], width)
                 np.testing.assert_allclose(engine.run(pixels[:batch], width), expected, atol=tolerance, rtol=0)
             different = specified(model, 255 - pixels[:1], width)
-            assert np.abs(different - specified(model, pixels[:1], width)).max() > 1e-2, "or the bounds say nothing"
+            assert np.abs(different - specified(model, pixels[:1], width)).max() > 5e-3, "or the bounds say nothing"
 
 
 @pytest.mark.parametrize("name", SERVING)
