@@ -31,7 +31,7 @@ SURPRISE = 2.0  # times as slow or as fast as remembered, and a cell is measured
 LOADERS = 2  # widths that are loaded at once: seven took 1.4 s instead of 2.0 on two cores
 MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell; a slow one is refined by traffic
 FIRST_RUN_S = 6.0  # a cell's first run may compile or allocate: it is given ten times as long
-MIN_HANG_S, HANG_FACTOR = 2.0, 10.0
+MIN_HANG_S, LOADING_HANG_S, HANG_FACTOR = 2.0, 10.0, 10.0
 RESTARTING = "The engine failed and the server is restarting; try again in a second."
 LOAD_S = 300.0  # after which a width that is still being loaded is taken for a hang
 RETRY_MEMORY_S = 30.0  # then a cell that ran out of memory is tried again
@@ -64,7 +64,7 @@ class ServeLoop:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
         self._turn = asyncio.Lock()
-        self._failures = 0
+        self._failures = self._num_loading = 0
         self._winning_back: dict[Width, asyncio.Task[None]] = {}
         self.measured_anew = False  # a cell that no table knew, or knew wrongly
         self._remembered: Callable[[Width, int], list[float]] = lambda width, batch: []
@@ -119,11 +119,14 @@ class ServeLoop:
     async def _load(self, width: Width, batch: int) -> None:
         """Raises EngineHung, or whatever the engine raises."""
         loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._engine.load, width, batch)
+        self._num_loading += 1
         try:
             async with asyncio.timeout(LOAD_S):
                 await asyncio.shield(loading)
         except TimeoutError:
             raise EngineHung(f"width {width} was not loaded in {LOAD_S:.0f} s") from None
+        finally:
+            self._num_loading -= 1
 
     async def _warm(self, width: Width, bucket: int) -> bool:
         return await self._possible(self._calibrate(width, bucket), f"run batches of {bucket} at width {width}")
@@ -198,14 +201,17 @@ class ServeLoop:
         async with self._turn:  # so that the wait for a calibration run is not taken for a hang
             if self._lifecycle.failed is not None:  # the run that was waited for never came back
                 raise EngineHung(self._lifecycle.failed)
+            # What is being loaded may hold the device for a while: a run that waits for it does not hang.
+            least_s = LOADING_HANG_S if self._num_loading else MIN_HANG_S
+            patience_s = max(least_s, HANG_FACTOR * predicted_s)
             handed_over = time.monotonic()
             future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
             try:
-                async with asyncio.timeout(max(MIN_HANG_S, HANG_FACTOR * predicted_s)):
+                async with asyncio.timeout(patience_s):
                     probabilities, ran_from, ran_until = await asyncio.shield(future)
                     return probabilities, handed_over, ran_from, ran_until
             except TimeoutError:
-                hung = EngineHung(f"no answer in {max(MIN_HANG_S, HANG_FACTOR * predicted_s):.1f} s")
+                hung = EngineHung(f"no answer in {patience_s:.1f} s")
                 self._lifecycle.fail(str(hung))
                 raise hung from None
 
@@ -242,20 +248,25 @@ class ServeLoop:
 
     async def _win_back(self, width: Width) -> None:
         """Whoever took the memory may give it back. One task a width, until all of its cells are on offer again."""
-        while len(warmed := self._profile.warmed(width)) < len(self._profile.buckets):
+        while self._profile.max_batch(width) < self._engine.max_batch:
             await asyncio.sleep(RETRY_MEMORY_S)
             try:
-                for bucket in self._profile.buckets[len(warmed) :]:
-                    if not await self._warm(width, bucket):
-                        break
+                if await self._can_load(width, self._engine.max_batch):
+                    await self._warm_missing(width)
             except (EngineHung, DeviceLost) as error:
                 self._give_up((), str(error))
+                return
+
+    async def _warm_missing(self, width: Width) -> None:
+        for bucket in self._profile.buckets:
+            if self._profile.cell(width, bucket) is None and not await self._warm(width, bucket):
                 return
 
     def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
         now = time.monotonic()
         self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, now)
-        self._profile.record(decision.width, len(jobs), [seconds / self._monitor.slowdown(now)])
+        if not self._num_loading:  # or the time would be that of a wait, and stay in the profile
+            self._profile.record(decision.width, len(jobs), [seconds / self._monitor.slowdown(now)])
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 

@@ -66,8 +66,10 @@ def _openvino(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine
         raise SettingsError("engine 'openvino' runs on the CPU: use engine 'cuda_graphs' or device 'cpu'")
     if find_spec("openvino") is None:
         raise SettingsError("engine 'openvino' needs OpenVINO: pip install 'scala-serve[cpu]'")
-    from server.engine.openvino_engine import OpenVinoEngine
-
+    try:
+        from server.engine.openvino_engine import OpenVinoEngine
+    except ImportError as error:
+        raise SettingsError(f"OpenVINO is installed but cannot be loaded ({error}); use engine 'torch'") from error
     return OpenVinoEngine(
         checkpoint,
         threads=settings.num_threads or num_threads_for(cpus, checkpoint.config),
@@ -102,4 +104,6 @@ def _has_cuda() -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    if not (available := torch.cuda.is_available()):
+        log.warning("NVIDIA's driver is there, but torch %s finds no CUDA device with it", torch.__version__)
+    return available

@@ -54,7 +54,8 @@ class OpenVinoEngine:
         if width not in self._heads:
             self._prepare(width)
         if width not in self._any and (batch > 1 or width not in self._single):
-            self._any[width] = self._compile(self._graphs.pop(width))
+            self._any[width] = self._compile(self._graphs[width])
+            del self._graphs[width]
 
     def _prepare(self, width: Width) -> None:
         """All for which the weights are needed: once it is done for every width, they are let go."""

