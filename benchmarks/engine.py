@@ -1,7 +1,7 @@
 """Our engine beside other runtimes, at every width, and what its server costs to start and to hold.
 
     python -m benchmarks.engine [--device cpu|cuda] [--checkpoint DIR] [--minutes N] [--widths W ...] [--batches B ...]
-        [--markdown FILE.md]
+        [--compile] [--markdown FILE.md]
 
 Rivals run each width as a dense network of its own, exported or compiled for it: see ``engine_rivals.py``. All have the
 same threads, every core of the container, and take turns: see ``engine_timing.py``. Before it is timed, each must give
@@ -49,6 +49,7 @@ from scala_model.width import Width
 from server.cgroup import available_cpus
 from server.engine import engine_of
 from server.engine.contract import Engine
+from server.engine.cuda_graphs import CudaGraphsEngine
 from server.settings import Settings
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batches = _batches(options.batches or BATCHES[options.device])
             if not 0 < options.minutes < math.inf:
                 raise ValueError(f"--minutes is {options.minutes}: give a number above 0")
-            engine = _engine(options.device, checkpoint, max(batches))
+            engine = _engine(options.device, checkpoint, max(batches), compile=options.compile)
         except ValueError as error:
             _parser().error(str(error))
         report = measure(engine, checkpoint, options.device, widths, batches, 60 * options.minutes)
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--widths", type=float, nargs="+", metavar="W", help="default: every trained width")
     parser.add_argument("--batches", type=int, nargs="+", metavar="B", help="default: 1 4 16, on a GPU 1 16 64 256")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: record compiled code (minutes to load)")
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write a dated file of results")
     return parser
 
@@ -114,8 +116,15 @@ def random_checkpoint(folder: Path) -> Path:
     return folder / "deit-s-random"
 
 
-def _engine(device: str, checkpoint: Path, max_batch: int) -> Engine:
-    """What the server takes by itself on this device, but with every core: nothing else runs here."""
+def _engine(device: str, checkpoint: Path, max_batch: int, *, compile: bool) -> Engine:
+    """What the server takes by itself on this device, but with every core: nothing else runs here.
+
+    With ``compile``, the GPU's graphs record compiled code. Raises ValueError on a CPU, which has none.
+    """
+    if compile:
+        if device != "cuda":
+            raise ValueError("--compile is for the graphs of a GPU: leave it out, or add --device cuda")
+        return CudaGraphsEngine(read_checkpoint(checkpoint), device=device, max_batch=max_batch, compile=True)
     settings = Settings.load({"device": device, "num_threads": _num_threads(), "max_batch": max_batch}, environ={})
     return engine_of(settings, read_checkpoint(checkpoint), available_cpus())
 

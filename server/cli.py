@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.models import OptionInfo
@@ -22,12 +22,8 @@ from scala_model.train.recipe import names
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress
 
     from scala_model.train.loop import Trainer
-    from scala_model.width import Width
-    from server.latency_profile import LatencyProfile
-    from server.profiling import Report
 
 app = typer.Typer(
     help="An image-classification server that spends as much network on each request as its latency budget allows.",
@@ -140,12 +136,13 @@ def profile(
     for path in (plot, json_file):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    from server.console import print_latency, progress
     from server.profile_store import ProfileStore, default_folder
     from server.profiling import measure, plot_latency
     from server.settings import Settings
 
     settings = Settings.load(flags)
-    with _progress(True) as bar:
+    with progress(True) as bar:
         task = bar.add_task("measuring", visible=False)
         report = measure(
             settings,
@@ -158,7 +155,7 @@ def profile(
     line = json.dumps(report.as_json())
     if json_file is not None:
         json_file.write_text(line + "\n", encoding="utf-8")
-    _print_latency(report)
+    print_latency(report)
     print(line)
 
 
@@ -325,6 +322,7 @@ def _torch_device(device: Device) -> str:
 
 def _run(trainer: Trainer, *, show: bool) -> None:
     """Train with a progress bar. The first Ctrl-C or SIGTERM ends the run after its step, a second Ctrl-C at once."""
+    from server.console import progress
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -332,7 +330,7 @@ def _run(trainer: Trainer, *, show: bool) -> None:
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _progress(show) as bar:
+        with progress(show) as bar:
             task = bar.add_task("training", total=trainer.num_steps, completed=trainer.step)
             trainer.run(progress=lambda step, text: bar.update(task, completed=step, description=text))
     finally:
@@ -343,8 +341,9 @@ def _run(trainer: Trainer, *, show: bool) -> None:
 def _measure(folder: Path, data: Path, device: torch.device, *, write: bool) -> None:
     """Evaluate a checkpoint with a progress bar, print the table and the line of JSON."""
     from scala_model.train.run import measure
+    from server.console import print_accuracy, progress
 
-    with _progress(True) as bar:
+    with progress(True) as bar:
         task = bar.add_task("evaluating", visible=False)
         card = measure(
             folder,
@@ -354,66 +353,7 @@ def _measure(folder: Path, data: Path, device: torch.device, *, write: bool) -> 
             progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
             say=_say,
         )
-    _print_accuracy(folder, card)
-
-
-def _print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from scala_model.correctness import dominated_widths
-    from scala_model.width import Width
-
-    table = Table("width", "top-1 %", "95 % interval", "top-5 %", "ECE", "parameters", "MACs")
-    for entry in card["widths"]:
-        low, high = entry["accuracy_ci95"]
-        table.add_row(
-            f"{entry['width']:g}",
-            f"{100 * entry['accuracy']:.2f}",
-            f"{100 * low:.2f} to {100 * high:.2f}",
-            f"{100 * entry['accuracy_top5']:.2f}",
-            f"{entry['calibration_error']:.3f}",
-            f"{entry['parameters'] / 1e6:.2f} M",
-            f"{entry['macs'] / 1e6:.1f} M",
-        )
-    Console().print(table)
-    dominated = dominated_widths({Width(entry["width"]): entry["accuracy"] for entry in card["widths"]})
-    if dominated:
-        print(f"Dominated, no more accurate than a narrower width: {', '.join(map(str, dominated))}")
-    report = {"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}
-    print(json.dumps(report | {"dominated": [float(width) for width in dominated]}))
-
-
-def _print_latency(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    profile = report.profile
-    largest = max(batch for _, batch in report.runs)
-    buckets = [batch for batch in profile.buckets if batch <= largest]
-    table = Table("width", *(f"batch {batch}" for batch in buckets), "images/s (batch)", title="p50 / p99 ms")
-    for width in filter(profile.ready, profile.widths):
-        cells = [_latency_ms(profile, width, batch) if (width, batch) in report.runs else "" for batch in buckets]
-        best = profile.best_batch(width)
-        table.add_row(str(width), *cells, f"{1 / profile.seconds_per_image(width):.0f} ({best})")
-    Console().print(table)
-    if any(map(profile.dominated_at, buckets)):
-        print("* dominated: at this batch size another width is as accurate and no slower")
-    if report.memory_bytes > 0:
-        print(f"device memory: {report.memory_bytes / 2**20:.0f} MiB")
-
-
-def _latency_ms(profile: LatencyProfile, width: Width, batch: int) -> str:
-    mark = " *" if width in profile.dominated_at(batch) else ""
-    return f"{1000 * profile.p50(width, batch):.2f} / {1000 * profile.p99(width, batch):.2f}{mark}"
-
-
-def _progress(show: bool) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=Console(stderr=True), disable=not show)
+    print_accuracy(folder, card)
 
 
 def _say(text: str) -> None:

@@ -85,8 +85,8 @@ class ServeLoop:
     async def start(self, table: Table | None = None) -> None:
         """Load and warm the engine; ready as soon as the narrowest and the widest width can run one image.
 
-        The others follow one by one while these two serve, and larger batches after them. What ``table`` remembers is
-        not measured again, only scaled by what those two show of the machine today.
+        The others follow while these two serve, and larger batches after them. What ``table`` remembers is scaled by
+        what those two show of the machine today, and measured again only where one run finds it far off.
         """
         widths = self._profile.widths
         first, others = list(dict.fromkeys((widths[0], widths[-1]))), widths[1:-1]

@@ -132,9 +132,8 @@ class Originals:
         self._used, size = 0, num_bytes + PAGE_BYTES
         try:
             with tempfile.TemporaryFile() as file:
-                os.posix_fallocate(
-                    file.fileno(), 0, size
-                )  # a full disk says so now, not by a signal at the first write
+                # So that a full disk says so now, and not by a signal at the first write.
+                os.posix_fallocate(file.fileno(), 0, size)
                 self._memory = mmap.mmap(file.fileno(), size)
             self._backed = True
         except (OSError, AttributeError):  # a read-only system, or one without posix_fallocate
