@@ -1,0 +1,174 @@
+"""What the application tells about itself: metrics, the card, the documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+
+from scala_model.checkpoint import Checkpoint
+from server.app import assemble
+from server.settings import Settings
+from tests.unit.edge.application import CLASSIFY, WIDE, QuietMachine, Runner, Site, form, statuses
+from tests.unit.fake_engine import FakeEngine, usual_seconds
+from tests.unit.toy import ACCURACIES, png
+from tests.unit.virtual_time import Clock
+
+METRICS = {
+    "scala_requests_total",
+    "scala_request_duration_seconds_count",
+    "scala_stage_duration_seconds_count",
+    "scala_budget_total",
+    "scala_width_selected_total",
+    "scala_batch_size_count",
+    "scala_queue_depth",
+    "scala_inflight_bytes",
+    "scala_prediction_error_ratio",
+    "scala_interference_ratio",
+    "scala_expected_accuracy_ratio",
+    "scala_accuracy_debt_points",
+    "scala_engine_busy_ratio",
+    "scala_event_loop_lag_seconds",
+    "scala_cpu_load_ratio",
+    "scala_cpu_throttled_ratio",
+    "scala_memory_bytes",
+    "scala_gpu_memory_bytes",
+    "scala_cancelled_before_dispatch_total",
+    "scala_model_info",
+    "scala_build_info",
+    "scala_full_width_demand_ratio",
+}
+
+
+def test_every_metric_of_the_contract_is_there(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        await site.classify()
+        text = (await site.ask("GET", "/metrics")).body.decode()
+        names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines()}
+        assert names >= METRICS
+        for outcome in ("met", "missed", "shed", "impossible", "expired", "cancelled"):
+            assert f'scala_budget_total{{outcome="{outcome}"}}' in text
+        for stage in ("decode", "queue", "inference"):
+            assert f'scala_stage_duration_seconds_count{{stage="{stage}"}} 1.0' in text
+        assert 'scala_model_info{name="toy",sha256="' in text
+        assert 'engine="fake"' in text
+
+    site(scenario)
+
+
+def test_requests_are_counted_by_route_status_width_and_outcome(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        await site.classify(headers={"X-Width": "0.5"})
+        await site.classify(b"")
+        for path in ("/a", "/b", "/v1/classify/x"):
+            await site.ask("GET", path)
+        await site.ask("GET", "/livez")
+        assert await site.metric('scala_requests_total{route="/v1/classify",status="200"}') == 1
+        assert await site.metric('scala_requests_total{route="/v1/classify",status="400"}') == 1
+        assert await site.metric('scala_requests_total{route="none",status="404"}') == 3, "paths are no labels"
+        assert await site.metric('scala_requests_total{route="/livez",status="200"}') == 1
+        assert await site.metric('scala_request_duration_seconds_count{outcome="met",width="0.5"}') == 1
+        assert await site.metric('scala_request_duration_seconds_sum{outcome="met",width="0.5"}') == pytest.approx(0.02)
+        assert await site.metric('scala_budget_total{outcome="met"}') == 1
+        assert await site.metric("scala_budget_total") == 1, "a malformed request has no budget"
+
+    site(scenario)
+
+
+def test_the_demand_at_full_width_counts_the_shed_and_not_the_impossible(site: Runner) -> None:
+    async def demand(site: Site) -> float:
+        return await site.metric("scala_full_width_demand_ratio")
+
+    async def scenario(site: Site) -> None:
+        budget = {"X-Latency-Budget-Ms": "150"}  # of half of it, 75 ms, two images at 30 ms each are the best batch
+        assert await demand(site) == 0
+        for impossible in (
+            {"X-Latency-Budget-Ms": "9"},
+            {"X-Width": "0.3"},
+            {"X-Min-Accuracy": "0.9"},
+            {"X-Width": "x"},
+        ):
+            await site.classify(headers=impossible)
+        assert await demand(site) == 0
+        replies = await asyncio.gather(*(site.classify(headers=budget) for _ in range(100)))
+        assert statuses(replies)[429] > 50
+        seconds = max(reply.seconds for reply in replies)
+        assert await demand(site) == pytest.approx(100 / 15 * 0.030 * math.exp(-seconds / 15), rel=0.02)
+        await asyncio.sleep(60)
+        assert await demand(site) < 0.01
+
+    site(scenario)
+
+
+def test_a_pinned_width_demands_its_own_time(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        await site.classify(headers={"X-Width": "0.25", "X-Latency-Budget-Ms": "150"})
+        assert await site.metric("scala_full_width_demand_ratio") == pytest.approx(0.25 / 15 * 0.030, rel=0.02)
+
+    site(scenario)
+
+
+def test_every_image_of_a_request_is_an_arrival(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        body, headers = form(*[png(1)] * 4)
+        await site.classify(body, headers | {"X-Latency-Budget-Ms": "150"})
+        assert await site.metric("scala_full_width_demand_ratio") == pytest.approx(4 / 15 * 0.030, rel=0.02)
+
+    site(scenario)
+
+
+def test_the_accuracy_that_load_costs_is_told(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert await site.metric("scala_accuracy_debt_points") == 0
+        for _ in range(100):
+            await site.classify(headers={"X-Latency-Budget-Ms": "25"})
+        assert await site.metric("scala_expected_accuracy_ratio") == pytest.approx(0.5, abs=0.01)
+        assert await site.metric("scala_accuracy_debt_points") == pytest.approx(20, abs=1)
+
+    site(scenario)
+
+
+def test_the_model_card_with_what_this_machine_makes_of_it(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        card = (await site.ask("GET", "/v1/model")).json()
+        assert (card["name"], card["image_size"], len(card["classes"]), card["classes"][3]) == (
+            "toy",
+            8,
+            200,
+            "class 3",
+        )
+        narrow, *_, wide = card["widths"]
+        assert wide["latency_ms"] == {
+            "1": {"p50": pytest.approx(40), "p99": pytest.approx(40)},
+            "2": {"p50": pytest.approx(60), "p99": pytest.approx(60)},
+            "4": {"p50": pytest.approx(100), "p99": pytest.approx(100)},
+        }
+        assert (narrow["accuracy"], narrow["dominated"]) == (0.4, False)
+        assert narrow["accuracy_ci95"] == pytest.approx([0.39, 0.41])
+        assert wide["macs"] > narrow["macs"] > 0
+
+    site(scenario)
+
+
+def test_the_api_is_documented(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        document = (await site.ask("GET", "/openapi.json")).json()
+        classify = document["paths"][CLASSIFY]["post"]
+        assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= classify["responses"].keys()
+        named = {parameter["name"] for parameter in classify["parameters"]}
+        assert {"top_k", "X-Latency-Budget-Ms", "X-Min-Accuracy", "X-Width", "X-Request-Id"} <= named
+        assert (await site.ask("GET", "/docs")).status == 200
+
+    site(scenario)
+
+
+def test_a_policy_for_a_width_that_was_not_trained_is_refused_at_once(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="was not trained"):
+        assemble(Settings(policy="fixed:0.3"), checkpoint, FakeEngine(Clock()), QuietMachine())
+
+
+def test_the_toy_checkpoint_is_what_these_tests_believe(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert [float(width) for width in checkpoint.config.widths] == list(ACCURACIES)
+    assert usual_seconds(WIDE, [0]) == 0.04
