@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino as ov
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -38,7 +37,7 @@ from scala_model.width import Width
 from server.cgroup import available_cpus
 from server.engine.contract import Engine
 from server.engine.cuda_graphs import CudaGraphsEngine
-from server.engine.openvino_engine import OpenVinoEngine
+from server.engine.openvino_engine import OpenVinoEngine, core
 from server.engine.torch_engine import TorchEngine
 
 Precision = Literal["f32", "bf16"]
@@ -104,7 +103,7 @@ def engines() -> dict[tuple[str, Precision], Callable[[Checkpoint], Engine]]:
         ("torch", "f32"): lambda given: TorchEngine(given, device=device, threads=threads, max_batch=BATCH),
         ("openvino", "f32"): lambda given: OpenVinoEngine(given, threads=threads, max_batch=BATCH, precision="f32"),
     }
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found["openvino", "bf16"] = lambda given: OpenVinoEngine(
             given, threads=threads, max_batch=BATCH, precision="bf16"
         )

@@ -34,6 +34,7 @@ from scala_model.preprocess import Preprocessing
 from scala_model.subnet import DenseViT
 from scala_model.vit import ScalaViT
 from scala_model.width import Width
+from server.engine.openvino_engine import core
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -154,11 +155,10 @@ def _onnxruntime(dense: Dense, threads: int) -> Run:
 
 
 def _openvino(dense: Dense, batch: int, threads: int) -> Run:
-    core = ov.Core()
-    graph, size = core.read_model(dense.onnx), dense.spec.image_size
+    graph, size = core().read_model(dense.onnx), dense.spec.image_size
     graph.reshape([batch, size, size, 3])
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    request = core.compile_model(graph, "CPU", hints).create_infer_request()
+    request = core().compile_model(graph, "CPU", hints).create_infer_request()
 
     def run(pixels: Pixels) -> Probabilities:
         request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,23 @@ SMALL_BYTES = 16 * 1024  # of a constant that is not worth a place in the file
 PAGE_BYTES, ALIGNMENT_BYTES = mmap.PAGESIZE, 64
 
 
+@cache
+def core() -> ov.Core:
+    """The process's one core, which never goes. Each core gives its thread a stack for signal handlers and frees it.
+
+    The last of several to go may leave the thread with one that another has freed: the next signal then ends the
+    process (seen with OpenVINO 2026.4).
+    """
+    return ov.Core()
+
+
 class OpenVinoEngine:
     """With ``threads`` threads; ``precision`` is ``bf16`` or ``f32``, by default what the processor does best."""
 
     def __init__(self, checkpoint: Checkpoint, *, threads: int, max_batch: int, precision: str | None = None) -> None:
         self.threads, self.max_batch = threads, max_batch
         self._largest_piece = 1 << (PIECE_PER_THREAD * threads).bit_length() - 1
-        self._checkpoint, self._core = checkpoint, ov.Core()
+        self._checkpoint, self._core = checkpoint, core()
         self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if has_bf16 else "f32")

@@ -179,3 +179,29 @@ assert engine.name.startswith("openvino"), engine.name
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_a_signal_is_survived_after_engines_have_come_and_gone(tmp_path: Path) -> None:
+    """With faulthandler on and a second engine made before the first went, the signal's handler had no stack left."""
+    folder = write_toy(tmp_path / "toy")
+    code = f"""
+import faulthandler, os, signal
+from scala_model.checkpoint import read_checkpoint
+from server.engine.openvino_engine import OpenVinoEngine
+
+faulthandler.enable()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+
+def engine():
+    made = OpenVinoEngine(read_checkpoint({str(folder)!r}), threads=1, max_batch=1, precision="f32")
+    made.load(read_checkpoint({str(folder)!r}).config.widths[0], 1)
+    return made
+
+one, other = engine(), engine()
+del one
+del other
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
