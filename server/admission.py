@@ -17,6 +17,7 @@ from scala_model.width import Width
 from server.errors import Impossible, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
+from server.policies.deadlines import admissible, fastest_of, sizes_for
 from server.request_queue import RequestQueue
 from server.types import Load, Terms
 
@@ -46,7 +47,10 @@ class Permit:
 
 
 class Admission:
-    """Bounds and predictions for one server. ``images`` are inside: decoded, queued or run."""
+    """Bounds and predictions for one server. ``images`` are inside: decoded, queued or run.
+
+    ``fixed``: the one width to serve at, but for images whose pin or floor forbids it; those get the narrowest they allow.
+    """
 
     def __init__(
         self,
@@ -56,8 +60,9 @@ class Admission:
         *,
         max_images: int,
         max_body_bytes: int,
+        fixed: Width | None = None,
     ) -> None:
-        self._queue, self._profile, self._monitor = queue, profile, monitor
+        self._queue, self._profile, self._monitor, self._fixed = queue, profile, monitor, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
         self.requests = 0
         self.images = 0
@@ -100,13 +105,13 @@ class Admission:
     def widths_for(self, pinned: Width | None, min_accuracy: float | None) -> tuple[Width, ...]:
         """The trained widths that a pin and an accuracy floor allow. Raises Impossible, listing what exists."""
         if pinned is None and min_accuracy is None:
-            return self._profile.widths
+            return self._profile.widths if self._fixed is None else (self._fixed,)
         floor = min_accuracy or 0.0
         allowed = tuple(
             w for w in self._profile.widths if self._profile.accuracy[w] >= floor and (pinned is None or w == pinned)
         )
         if allowed:
-            return allowed
+            return allowed if self._fixed is None else (self._fixed if self._fixed in allowed else allowed[0],)
         asked = f"an accuracy of at least {floor:g}" + ("" if pinned is None else f" at width {pinned}")
         best = max(self._profile.accuracy.values())
         raise Impossible(
@@ -127,45 +132,51 @@ class Admission:
             )
 
     def check_in_time(self, terms: Terms, *, undecoded_bytes: int | None = None) -> None:
-        """Raises Shed when even the fastest width would be late for it now.
+        """Raises Shed when it would be late now, or make others late, even at the fastest width.
 
-        Behind others it is the p99 that must fit; alone the p50, or a cell whose samples were bad would never get
-        better ones. ``undecoded_bytes``: size of a body that has yet to be decoded.
+        ``undecoded_bytes``: size of a body that has yet to be decoded.
         """
         now = time.monotonic()
+        self._fastest(terms.widths)
         load = self._monitor.load(now)
-        fastest = self._fastest(terms.widths)
-        backlog_s = max(0.0, self.device_free_at - now) + self._backlog_s(terms.order_by, load)
-        run_s = load.interference * (self._profile.p99 if backlog_s else self._profile.p50)(fastest, 1)
         decode_s = 0.0 if undecoded_bytes is None else self._monitor.decode(undecoded_bytes).value_s(now)
-        if now + max(decode_s, backlog_s) + load.hop_s + run_s + load.respond_s > terms.deadline:
+        instants = {terms.order_by, terms.deadline}  # whoever names no budget may also come later
+        if not any(self._admissible(due, terms.widths, load, now, now + decode_s) for due in instants):
             raise self.shed("Even the narrowest width would be late")
+
+    def _admissible(self, due: float, widths: tuple[Width, ...], load: Load, now: float, decoded_at: float) -> bool:
+        return admissible(
+            due,
+            widths,
+            self._queue.view(),
+            load,
+            self._profile,
+            now=now,
+            free_at=self.device_free_at,
+            decoded_at=decoded_at,
+            preparing=self.preparing,
+        )
 
     def _fastest(self, widths: Sequence[Width]) -> Width:
         """Raises Unavailable while none is on offer: not warmed yet, or out of the device's memory."""
-        ready = [self._profile.fastest] if self._profile.fastest in widths else list(widths)
-        if not (ready := list(filter(self._profile.ready, ready))):
+        if (width := fastest_of(widths, self._profile)) is None:
             named = ", ".join(map(str, widths))
             raise Unavailable(f"Width {named} is not on offer now: still being warmed, or out of the device's memory.")
-        return min(ready, key=self._p50)
+        return width
 
     def _p50(self, width: Width) -> float:
         return self._profile.p50(width, 1)
 
-    def _backlog_s(self, order_by: float, load: Load) -> float:
-        """Seconds of work, at the fastest width, ahead of an image ordered by ``order_by``, decoding ones included."""
-        ahead = self._queue.ahead_of(order_by) + self.preparing
-        width, profile = self._profile.fastest, self._profile
-        if not ahead or not profile.ready(width):
-            return 0.0
-        batch = profile.best_batch(width)
-        return math.ceil(ahead / batch) * (load.interference * profile.p99(width, min(ahead, batch)) + load.hop_s)
-
     def shed(self, why: str) -> Shed:
         """Come back when what is inside has been served, spread out so that not everyone does at once."""
-        drain_s = self._backlog_s(math.inf, self._monitor.load(time.monotonic()))
-        retry_after_s = math.ceil(drain_s + random.uniform(0, 2))
+        retry_after_s = math.ceil(self._drain_s() + random.uniform(0, 2))
         return Shed(f"{why}; try again in {retry_after_s} s.", retry_after_s=retry_after_s)
+
+    def _drain_s(self) -> float:
+        """Seconds of work inside, at the fastest width."""
+        load = self._monitor.load(time.monotonic())
+        sizes = sizes_for(self._queue.view().kinds or {self._profile.widths}, load, self._profile)
+        return math.ceil((len(self._queue) + self.preparing) / sizes[0][0]) * sizes[0][1] if sizes else 0.0
 
     def offers(self) -> dict[str, object]:
         return {

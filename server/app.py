@@ -29,7 +29,9 @@ from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.machine import MachineReader
 from server.metrics import Metrics
-from server.policies import policy_of
+from server.planner import Planner
+from server.policies import fixed_width, policy_of
+from server.policies.adaptive import Adaptive
 from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model
@@ -57,7 +59,7 @@ def assemble(
     """The application around any engine. Raises SettingsError for a policy that the checkpoint cannot follow."""
     measured = {checkpoint.config.width(entry["width"]): entry["accuracy"] for entry in checkpoint.card["widths"]}
     try:
-        policy = policy_of(settings.policy, checkpoint.config.widths)
+        policy, fixed = policy_of(settings.policy), fixed_width(settings.policy, checkpoint.config.widths)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
@@ -68,7 +70,12 @@ def assemble(
         monitor,
         max_images=settings.max_queue,
         max_body_bytes=settings.max_body_bytes,
+        fixed=fixed,
     )
+    planner = None
+    if isinstance(policy, Adaptive):
+        widths = profile.widths if fixed is None else (fixed,)
+        planner = Planner(policy, profile, monitor, widths, settings.default_budget_ms / 1000)
     num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,
@@ -80,8 +87,18 @@ def assemble(
         queue=queue,
         admission=admission,
         serve_loop=ServeLoop(
-            engine, policy, queue, profile, monitor, admission, lifecycle, metrics, checkpoint.config.image_size
+            engine,
+            policy,
+            queue,
+            profile,
+            monitor,
+            admission,
+            lifecycle,
+            metrics,
+            checkpoint.config.image_size,
+            planner,
         ),
+        planner=planner,
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
         decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
@@ -112,6 +129,8 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
             asyncio.create_task(work)
             for work in (_start(services, engine), services.serve_loop.serve(), _watch(services, engine, machine))
         ]
+        if services.planner is not None:
+            tasks.append(asyncio.create_task(services.planner.keep_fresh()))
         for task in tasks:
             task.add_done_callback(lambda done: _note_failure(services, done))
         yield

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from statistics import median
+from typing import NamedTuple
 
 from scala_model.width import Width
 
@@ -23,6 +24,14 @@ MIN_SAMPLES = 20
 def buckets_up_to(max_batch: int) -> tuple[int, ...]:
     """The profiled batch sizes: powers of two and ``max_batch`` itself."""
     return tuple(sorted({*(1 << k for k in range(max_batch.bit_length()) if 1 << k <= max_batch), max_batch}))
+
+
+class Row(NamedTuple):
+    """Seconds of a batch of so many images."""
+
+    batch: int
+    p50_s: float
+    p99_s: float
 
 
 @dataclass(slots=True)
@@ -52,6 +61,7 @@ class LatencyProfile:
         self.fastest = self.widths[0]
         self._cells: dict[tuple[Width, int], Cell] = {}
         self._dominated: dict[int, frozenset[Width]] = {}
+        self._rows: dict[Width, tuple[Row, ...]] = {}
 
     def record(self, width: Width, batch: int, seconds: Iterable[float]) -> None:
         """Add latencies of a batch, each already divided by the interference of its moment.
@@ -78,6 +88,13 @@ class LatencyProfile:
     def samples(self) -> dict[tuple[Width, int], list[float]]:
         """The seconds that every (width, bucket) was seen to take, oldest first."""
         return {place: list(cell.samples) for place, cell in self._cells.items()}
+
+    def rows(self, width: Width) -> tuple[Row, ...]:
+        """The batch sizes on offer at this width, ascending, and their seconds."""
+        if width not in self._rows:
+            cells = ((bucket, self._cells[width, bucket]) for bucket in self.warmed(width))
+            self._rows[width] = tuple(Row(bucket, cell.p50_s, cell.p99_s) for bucket, cell in cells)
+        return self._rows[width]
 
     def ready(self, width: Width) -> bool:
         """Whether the width may be used at all: batch 1 is warmed."""
@@ -116,6 +133,7 @@ class LatencyProfile:
 
     def _refresh(self, bucket: int) -> None:
         """Find the dominated widths of a bucket, and at batch 1 the fastest width."""
+        self._rows.clear()
         measured = [(self._cells[w, bucket].p50_s, -self.accuracy[w], w) for w in self.widths if self.cell(w, bucket)]
         if bucket == 1 and measured:
             self.fastest = min(measured, key=lambda entry: entry[0])[-1]

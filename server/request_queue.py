@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-from server.types import Job, Waiting
+from scala_model.width import Width
+from server.types import Job, QueueView
 
 
 class RequestQueue:
     """A job leaves when a batch takes it, or by itself when its answer is settled: expired, refused or abandoned."""
 
     def __init__(self) -> None:
-        self._jobs: list[tuple[float, int, Job]] = []
-        self._next = 0
+        self._due: list[float] = []
+        self._jobs: list[Job] = []
+        self._widths: list[tuple[Width, ...]] = []
+        self._kinds: Counter[tuple[Width, ...]] = Counter()
+        self._patient = 0  # those ordered by another instant than their deadline
         self._arrived = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def put(self, job: Job) -> None:
-        self._next += 1
-        insort(self._jobs, (job.terms.order_by, self._next, job))
+        self._insert(job, job.terms.order_by)
         job.answer.add_done_callback(lambda _: self._discard(job))
         self._arrived.set()
 
@@ -32,29 +36,49 @@ class RequestQueue:
             self._arrived.clear()
             await self._arrived.wait()
 
-    def postpone_overdue(self, now: float) -> None:
-        """Order by ``deadline`` whoever missed his ``order_by``: late already, he must not make others late."""
-        while self._jobs and self._jobs[0][0] <= now < self._jobs[0][2].terms.deadline:
-            _, number, job = self._jobs.pop(0)
-            insort(self._jobs, (job.terms.deadline, number, job))
+    def postpone_overdue(self, soonest: Callable[[tuple[Width, ...]], float]) -> None:
+        """Order by ``deadline`` whoever cannot be answered by his ``order_by``: late already, he must not make others
+        late. ``soonest`` tells when an image that allows these widths could be answered."""
+        if self._patient:
+            instants = {widths: soonest(widths) for widths in self._kinds}
+            for job in [job for job in self._jobs if job.due < min(instants[job.terms.widths], job.terms.deadline)]:
+                self._discard(job)
+                self._insert(job, job.terms.deadline)
 
-    def view(self) -> list[Waiting]:
-        """The queue as policies see it; positions index ``take``."""
-        return [job.waiting for _, _, job in self._jobs]
-
-    def ahead_of(self, order_by: float) -> int:
-        """How many images would run before one ordered by ``order_by``."""
-        return sum(1 for key, _, _ in self._jobs if key <= order_by)
+    def view(self) -> QueueView:
+        """The queue as policies see it, until it changes; positions index ``take``."""
+        return QueueView(self._due, self._widths, self._kinds)
 
     def take(self, positions: Iterable[int]) -> list[Job]:
         """Remove and return the jobs at these positions of the last ``view``."""
-        chosen = [self._jobs[i] for i in positions]
-        for entry in chosen:
-            self._jobs.remove(entry)
-        return [job for _, _, job in chosen]
+        chosen = list(positions)
+        jobs = [self._jobs[i] for i in chosen]
+        for i in sorted(chosen, reverse=True):
+            self._remove(i)
+        return jobs
 
     def drop_all(self) -> list[Job]:
         return self.take(range(len(self._jobs)))
 
+    def _insert(self, job: Job, due: float) -> None:
+        job.due = due
+        place = bisect_right(self._due, due)
+        self._due.insert(place, due)
+        self._jobs.insert(place, job)
+        self._widths.insert(place, job.terms.widths)
+        self._kinds[job.terms.widths] += 1
+        self._patient += due < job.terms.deadline
+
+    def _remove(self, place: int) -> None:
+        job = self._jobs.pop(place)
+        del self._due[place], self._widths[place]
+        self._kinds[job.terms.widths] -= 1
+        if not self._kinds[job.terms.widths]:
+            del self._kinds[job.terms.widths]
+        self._patient -= job.due < job.terms.deadline
+
     def _discard(self, job: Job) -> None:
-        self._jobs = [entry for entry in self._jobs if entry[2] is not job]
+        for place in range(bisect_left(self._due, job.due), bisect_right(self._due, job.due)):
+            if self._jobs[place] is job:
+                self._remove(place)
+                return

@@ -22,7 +22,9 @@ from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
+from server.planner import Planner
 from server.policies import Policy
+from server.policies.deadlines import soonest_of
 from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Probabilities
@@ -57,7 +59,9 @@ class ServeLoop:
         lifecycle: Lifecycle,
         metrics: Metrics,
         image_size: int,
+        planner: Planner | None = None,
     ) -> None:
+        self._planner = planner
         self._engine, self._policy, self._queue, self._profile = engine, policy, queue, profile
         self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
         self._image_shape = (image_size, image_size, 3)
@@ -73,8 +77,9 @@ class ServeLoop:
         while True:
             await self._queue.wait()
             now = time.monotonic()
-            self._queue.postpone_overdue(now)
-            decision = self._policy(self._queue.view(), self._monitor.load(now), self._profile, now)
+            load = self._monitor.load(now)
+            self._queue.postpone_overdue(partial(soonest_of, load=load, profile=self._profile, now=now))
+            decision = self._policy(self._queue.view(), load, self._profile, now)
             jobs, refused = self._take(decision)
             for job in refused:
                 _settle(job, self._admission.shed("Even the narrowest width would be late"))
@@ -93,6 +98,8 @@ class ServeLoop:
         await asyncio.gather(*(self._load(width, 1) for width in first))
         for width in first:
             await self._calibrate(width, 1)
+        if self._planner is not None:
+            self._planner.refresh()
         self._lifecycle.started = True
         if table is not None:
             self._remembered = partial(table.scaled_samples_s, scale=scale_of(table, self._profile))

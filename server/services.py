@@ -16,6 +16,7 @@ from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
+from server.planner import Planner
 from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
 from server.settings import Settings
@@ -35,6 +36,7 @@ class Services:
     queue: RequestQueue
     admission: Admission
     serve_loop: ServeLoop
+    planner: Planner | None
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,12 +31,16 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """One image of the queue as a policy sees it."""
+class QueueView:
+    """The queue as a policy sees it: by when each image should be answered, ascending, and the widths that it allows.
 
-    order_by: float
-    deadline: float
-    widths: tuple[Width, ...]
+    ``due`` is ``order_by``, or ``deadline`` for who can be answered by the former no more. ``kinds``: how many images
+    there are of each tuple in ``widths``. The lists are the queue's own: to be read before it changes.
+    """
+
+    due: Sequence[float]
+    widths: Sequence[tuple[Width, ...]]
+    kinds: Mapping[tuple[Width, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class Decision:
     """
 
     width: Width
-    batch: tuple[int, ...]
-    shed: frozenset[int]
+    batch: Sequence[int]
+    shed: Sequence[int]
     predicted_s: float
     reason: str
 
@@ -93,9 +98,6 @@ class Job:
     terms: Terms
     pixels: Pixels
     queued_at: float
+    due: float = 0.0  # its place in the queue
     dispatched: bool = False
     answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    @property
-    def waiting(self) -> Waiting:
-        return Waiting(self.terms.order_by, self.terms.deadline, self.terms.widths)

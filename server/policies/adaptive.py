@@ -1,161 +1,108 @@
-"""The adaptive policy: the most accurate width that the queue AND the arrivals to come can afford.
+"""The adaptive policy: of all batches and widths that make nobody late, the one that is worth the most.
 
-A missed deadline costs a request's whole accuracy, the next width only a point or two. So a width is affordable when
+A missed deadline costs a request's whole accuracy, the next width only a point or two. So a decision has two parts.
 
-1. served at that width, every waiting image meets its deadline, in the order of the queue, and
-2. the images that keep arriving, served at that width, leave the device some idle time. (An image that waits alone is
-   spared this rule: one caller who asks again as soon as he is answered is no overload.)
+1. What is *feasible* is checked exactly: an action may be taken if the batch meets the earliest deadline, and if all
+   others that wait could then still meet theirs, were the device to serve them at its fastest width.
+2. Which of those is *best* was worked out beforehand by a ``Plan``, from how many wait and how fast more arrive: it
+   prices the queue that an action leaves behind and the arrivals that it keeps waiting.
 
-A width that is dominated at the batch that could run now is not even considered: on a GPU one image takes as long at
-every width, so a narrow one is worth its loss of accuracy only where many wait.
-
-Without the second rule a policy fills its slack with width, keeps the queue long and loses to the best fixed width.
-Where no width affords everything, the narrowest is taken; an image that even an immediate run at its narrowest width
-would make late is shed, since running it could only harm those behind it.
+Where no action is feasible, as many as possible are saved: the fastest width, the largest batch that is in time. An
+image that even an immediate run at its fastest width would make late is shed; running it could only harm others.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import compress
 
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
-from server.types import Decision, Load, Waiting
-
-# Share of the device that expected arrivals may take. At 1 a queue never drains (M/D/1: waiting grows as 1/(1-u)).
-MAX_UTILIZATION = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a decision is made from. ``alive`` and ``shed`` are positions in ``queue``; ``goals`` one instant each."""
-
-    queue: Sequence[Waiting]
-    load: Load
-    profile: LatencyProfile
-    now: float
-    alive: tuple[int, ...]
-    shed: frozenset[int]
-    goals: tuple[float, ...]
-
-    def seconds(self, width: Width, batch: int) -> float:
-        """From a decision to the engine's result, as the present load has it, at p99."""
-        return self.load.hop_s + self.load.interference * self.profile.p99(width, batch)
-
-    def num_joining(self, widths: Sequence[Width]) -> int:
-        """How many of the living allow one of ``widths``: no batch at one of them can be larger."""
-        return sum(any(w in widths for w in self.queue[i].widths) for i in self.alive)
+from server.policies.deadlines import fastest_of, in_time, sizes_for, soonest_of
+from server.policies.plan import Action, Plan
+from server.types import Decision, Load, QueueView
 
 
-def adaptive(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Decision:
-    """Choose width and batch; see the module's text. ``queue`` must not be empty."""
-    view = outlook(queue, load, profile, now)
-    if not view.alive:
-        return Decision(profile.fastest, (), view.shed, 0.0, "late at every width")
-    choice = {widths: _choose(widths, view) for widths in {queue[i].widths for i in view.alive}}
-    width = choice[queue[view.alive[0]].widths]
-    # The head decides; those behind it join where that costs them no accuracy.
-    willing = [
-        i
-        for i in view.alive
-        if width in queue[i].widths and profile.accuracy[width] >= profile.accuracy[choice[queue[i].widths]]
-    ]
-    return batch_at(width, willing, view, "adaptive")
+class Adaptive:
+    """Follows ``plan``, which may be replaced at any time; without one, the fastest width."""
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        self.plan = plan
+
+    def __call__(self, queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> Decision:
+        """``queue`` must not be empty."""
+        start = now + load.hop_s + load.respond_s
+        alive, shed = sort_out(queue, load, profile, now)
+        if not alive:
+            return Decision(profile.fastest, (), shed, 0.0, "late at every width")
+        actions = self._actions(load, len(alive))
+        sizes = sizes_for(queue.kinds, load, profile)
+        mixed = len(queue.kinds) > 1
+        allowed = queue.widths[alive[0]]
+        for action in actions:
+            width = profile.widths[action.width]
+            if width not in allowed or action.batch > profile.max_batch(width):
+                continue
+            members = _joining(width, alive, queue, actions, profile) if mixed else alive
+            batch = members[: action.batch]
+            seconds = load.interference * profile.p99(width, len(batch))
+            if start + seconds <= queue.due[batch[0]] and _others_in_time(queue, alive, batch, start + seconds, sizes):
+                return Decision(width, batch, shed, seconds, "adaptive")
+        fastest = fastest_of(allowed, profile)
+        assert fastest is not None, "or the head would not be alive"
+        members = _joining(fastest, alive, queue, actions, profile) if mixed else alive
+        return hurried(fastest, members, queue, load, profile, start, shed)
+
+    def _actions(self, load: Load, waiting: int) -> Sequence[Action]:
+        return self.plan.actions(load.arrival_rate * load.interference, waiting) if self.plan is not None else ()
 
 
-def outlook(queue: Sequence[Waiting], load: Load, profile: LatencyProfile, now: float) -> Outlook:
-    """Sort out who can still be served, and by when each should be.
-
-    Hopeless is an image that would be late even if it ran alone, now, at the fastest width it allows, or that allows
-    none on offer. The goal of the others is ``order_by`` while that can be reached, else ``deadline``.
-    """
-    if not profile.ready(profile.fastest):  # then no width is, all of them withdrawn
-        return Outlook(queue, load, profile, now, (), frozenset(range(len(queue))), ())
-    alone_s = {
-        widths: min((profile.p50(w, 1) for w in widths if profile.ready(w)), default=float("inf"))
-        for widths in {item.widths for item in queue}
-    }
-    start = now + load.hop_s + load.respond_s
-    soonest = start + load.interference * profile.p99(profile.fastest, 1)
-    shed = frozenset(
-        i for i, item in enumerate(queue) if start + load.interference * alone_s[item.widths] > item.deadline
-    )
-    return Outlook(
-        queue,
-        load,
-        profile,
-        now,
-        alive=tuple(i for i in range(len(queue)) if i not in shed),
-        shed=shed,
-        goals=tuple(item.order_by if item.order_by > soonest else item.deadline for item in queue),
-    )
+def sort_out(queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> tuple[Sequence[int], Sequence[int]]:
+    """Positions of those who may still be answered in time, and of those who cannot be, run alone now at their fastest
+    width (or whose widths are not on offer)."""
+    soonest = {widths: soonest_of(widths, load, profile, now) for widths in queue.kinds}
+    if len(soonest) == 1:
+        first = bisect_left(queue.due, next(iter(soonest.values())))
+        return range(first, len(queue.due)), range(first)
+    late = [due < soonest[widths] for due, widths in zip(queue.due, queue.widths, strict=True)]
+    places = range(len(late))
+    return [i for i in places if not late[i]], list(compress(places, late))
 
 
-def usable(widths: Sequence[Width], profile: LatencyProfile, batch: int) -> list[Width]:
-    """The warmed widths among ``widths`` without those that are dominated (unless that leaves none).
-
-    Each is judged at ``batch`` images, or at the largest batch that it offers.
-    """
-    ready = [w for w in widths if profile.ready(w)]
-    worthwhile = [w for w in ready if w not in profile.dominated_at(min(batch, profile.max_batch(w)))]
-    return worthwhile or ready
-
-
-def sustainable(width: Width, load: Load, profile: LatencyProfile) -> bool:
-    """Whether arrivals at the present rate, all at this width, leave the device idle for a fifth of the time."""
-    per_image_s = load.interference * profile.seconds_per_image(width) + load.hop_s / profile.best_batch(width)
-    return load.arrival_rate * per_image_s <= MAX_UTILIZATION
-
-
-def all_in_time(width: Width, view: Outlook) -> bool:
-    """Whether every image meets its goal when served in order at ``width``, in the largest batches that do.
-
-    An image that does not allow ``width`` is counted at the fastest width that it does allow.
-    """
-    others = {view.queue[i].widths for i in view.alive} - {view.profile.widths}
-    slower = [_fastest(widths, view) for widths in others if width not in widths]
-    slowest = max([width, *slower], key=lambda w: _seconds_per_image(w, view.profile, len(view.alive)))
-    due = [view.goals[i] for i in view.alive]
-    clock, start = view.now + view.load.respond_s, 0
-    sizes = [(batch, view.seconds(slowest, batch)) for batch in view.profile.warmed(slowest)]
-    while start < len(due):
-        fitting = [(batch, s) for batch, s in sizes if clock + s <= min(due[start : start + batch])]
-        if not fitting:
-            return False
-        batch, seconds = fitting[-1]
-        clock, start = clock + seconds, start + batch
-    return True
+def hurried(
+    width: Width,
+    members: Sequence[int],
+    queue: QueueView,
+    load: Load,
+    profile: LatencyProfile,
+    start: float,
+    shed: Sequence[int],
+) -> Decision:
+    """The largest batch at ``width`` that is in time for its first, or the first alone."""
+    size = 1
+    for row in profile.rows(width):
+        if row.batch <= len(members) and start + load.interference * row.p99_s <= queue.due[members[0]]:
+            size = row.batch
+    return Decision(width, members[:size], shed, load.interference * profile.p99(width, size), "hurried")
 
 
-def batch_at(width: Width, willing: Sequence[int], view: Outlook, reason: str) -> Decision:
-    """The longest batch from the first of ``willing`` on that makes nobody in it late."""
-    batch: list[int] = []
-    earliest = float("inf")
-    for i in willing[: view.profile.max_batch(width)]:
-        earliest = min(earliest, view.goals[i])
-        if batch and view.now + view.load.respond_s + view.seconds(width, len(batch) + 1) > earliest:
-            break
-        batch.append(i)
-    predicted_s = view.load.interference * view.profile.p99(width, len(batch))
-    return Decision(width, tuple(batch), view.shed, predicted_s, reason)
+def _others_in_time(
+    queue: QueueView, alive: Sequence[int], batch: Sequence[int], clock: float, sizes: Sequence[tuple[int, float]]
+) -> bool:
+    """Whether those left behind can meet their deadlines once the device is free again, at ``clock``."""
+    if isinstance(batch, range):  # without pins and floors: the first of the queue
+        return in_time(queue.due, batch.stop, clock, sizes)
+    chosen = set(batch)
+    return in_time([queue.due[i] for i in alive if i not in chosen], 0, clock, sizes)
 
 
-def _choose(widths: Sequence[Width], view: Outlook) -> Width:
-    candidates = usable(widths, view.profile, view.num_joining(widths))
-    for width in sorted(candidates, key=lambda w: view.profile.accuracy[w], reverse=True):
-        if (len(view.alive) == 1 or sustainable(width, view.load, view.profile)) and all_in_time(width, view):
-            return width
-    return _fastest(widths, view)
-
-
-def _fastest(widths: Sequence[Width], view: Outlook) -> Width:
-    """Of those on offer the one that gets through all who may join the soonest."""
-    batch = view.num_joining(widths)
-    return min(usable(widths, view.profile, batch), key=lambda w: _seconds_per_image(w, view.profile, batch))
-
-
-def _seconds_per_image(width: Width, profile: LatencyProfile, batch: int) -> float:
-    """In a batch of ``batch`` images, or in the largest on offer."""
-    largest = min(batch, profile.max_batch(width))
-    return profile.p50(width, largest) / largest
+def _joining(
+    width: Width, alive: Sequence[int], queue: QueueView, actions: Sequence[Action], profile: LatencyProfile
+) -> list[int]:
+    """Who may run at ``width`` beside the head: who allows it, and would not by himself be given a better one."""
+    joins = {queue.widths[alive[0]]: True}
+    for widths in queue.kinds:
+        own = next((profile.widths[a.width] for a in actions if profile.widths[a.width] in widths), width)
+        joins.setdefault(widths, width in widths and profile.accuracy[width] >= profile.accuracy[own])
+    return [i for i in alive if joins[queue.widths[i]]]
