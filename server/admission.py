@@ -49,7 +49,7 @@ class Permit:
 class Admission:
     """Bounds and predictions for one server. ``images`` are inside: decoded, queued or run.
 
-    ``fixed``: the one width to serve at, but for images whose pin or floor forbids it; those get the narrowest they allow.
+    ``fixed``: the one width to serve at; an image whose pin or floor forbids it gets the narrowest that it allows.
     """
 
     def __init__(

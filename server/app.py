@@ -75,7 +75,7 @@ def assemble(
     planner = None
     if isinstance(policy, Adaptive):
         widths = profile.widths if fixed is None else (fixed,)
-        planner = Planner(policy, profile, monitor, widths, settings.default_budget_ms / 1000)
+        planner = Planner(policy, profile, monitor, widths, settings.default_budget_ms / 1000, settings.max_queue)
     num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,

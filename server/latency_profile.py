@@ -132,11 +132,11 @@ class LatencyProfile:
         return self._dominated.get(self._bucket(batch), frozenset())
 
     def _refresh(self, bucket: int) -> None:
-        """Find the dominated widths of a bucket, and at batch 1 the fastest width."""
+        """Find the dominated widths of a bucket, and the width that gets through the most images."""
         self._rows.clear()
+        ready = filter(self.ready, self.widths)
+        self.fastest = min(ready, key=self.seconds_per_image, default=self.widths[0])
         measured = [(self._cells[w, bucket].p50_s, -self.accuracy[w], w) for w in self.widths if self.cell(w, bucket)]
-        if bucket == 1 and measured:
-            self.fastest = min(measured, key=lambda entry: entry[0])[-1]
         dominated, best = set[Width](), -float("inf")
         for _, inaccuracy, width in sorted(measured):  # of two equals the narrower comes first, and stays
             if -inaccuracy <= best:

@@ -11,6 +11,7 @@ from statistics import median
 from server.types import SMALL_BYTES, Load
 
 ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
+BURST_TAU_S, BURST_SIGMAS = 0.1, 2.0  # or it follows within a tenth, if that is no chance
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
 EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch runs, ...
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
@@ -64,6 +65,7 @@ class LoadMonitor:
     """Arrivals, the device's busy time, interference, and how long an image takes before and after the device."""
 
     arrivals: DecayingRate = field(default_factory=lambda: DecayingRate(ARRIVALS_TAU_S))
+    burst: DecayingRate = field(default_factory=lambda: DecayingRate(BURST_TAU_S))
     demand: DecayingRate = field(default_factory=lambda: DecayingRate(DEMAND_TAU_S))
     busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
     small: Allowance = field(default_factory=Allowance)  # decoding a body of few bytes
@@ -80,6 +82,7 @@ class LoadMonitor:
     def arrived(self, images: int, budget_s: float, full_width_share: float, now: float) -> None:
         """``full_width_share``: device time of one image over that at full width; 1 unless a width is pinned."""
         self.arrivals.add(images, now)
+        self.burst.add(images, now)
         self.demand.add(images * full_width_share, now)
         self.budgets_s.append(budget_s)
 
@@ -120,8 +123,14 @@ class LoadMonitor:
         """What is known of decoding bodies of this size."""
         return self.small if num_bytes <= SMALL_BYTES else self.large
 
+    def arrival_rate(self, now: float) -> float:
+        """Images/s: what the last half second shows, or more if the last tenth surely does."""
+        burst = self.burst.value(now)
+        chance = math.sqrt(burst / (2 * BURST_TAU_S))  # the standard deviation, were it a Poisson process
+        return max(self.arrivals.value(now), burst - BURST_SIGMAS * chance)
+
     def load(self, now: float) -> Load:
-        return Load(self.arrivals.value(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))
+        return Load(self.arrival_rate(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))
 
     def median_budget_s(self) -> float:
         return median(self.budgets_s) if self.budgets_s else math.inf

@@ -23,14 +23,15 @@ log = logging.getLogger("scala.serve")
 
 @dataclass(frozen=True, slots=True)
 class PlanInputs:
-    """``seconds[width]``: (images, seconds) of every batch on offer; ``accuracy`` of every width; budgets in seconds."""
+    """``seconds[width]``: (images, seconds) of every batch on offer; ``accuracy`` of every width; see ``make_plan``."""
 
     seconds: tuple[tuple[tuple[int, float], ...], ...]
     accuracy: tuple[float, ...]
     budgets_s: tuple[float, ...]
+    max_waiting: int
 
     def make(self) -> Plan:
-        return make_plan(self.seconds, self.accuracy, self.budgets_s)
+        return make_plan(self.seconds, self.accuracy, self.budgets_s, self.max_waiting)
 
     def resembles(self, other: PlanInputs) -> bool:
         """Whether the other's plan would do for these, too."""
@@ -50,10 +51,11 @@ class Planner:
         monitor: LoadMonitor,
         widths: Sequence[Width],
         default_budget_s: float,
+        max_waiting: int,
         told: Callable[[PlanInputs], None] = lambda inputs: None,
     ) -> None:
         self._policy, self._profile, self._monitor, self._widths = policy, profile, monitor, widths
-        self._default_budget_s, self._told = default_budget_s, told
+        self._default_budget_s, self._max_waiting, self._told = default_budget_s, max_waiting, told
         self._inputs: PlanInputs | None = None
 
     def refresh(self) -> None:
@@ -85,6 +87,7 @@ class Planner:
             tuple(tuple((row.batch, row.p50_s) for row in cells) for cells in rows),
             tuple(self._profile.accuracy.values()),
             tuple(np.quantile(budgets, QUANTILES).tolist()),
+            self._max_waiting,
         )
 
 

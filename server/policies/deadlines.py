@@ -14,10 +14,10 @@ Sizes = Sequence[tuple[int, float]]  # batches that the device may run and the s
 
 
 def fastest_of(widths: Sequence[Width], profile: LatencyProfile) -> Width | None:
-    """The width that runs one image the soonest; None when none of them is on offer."""
+    """The width that gets through the most images; None when none of them is on offer."""
     if profile.fastest in widths and profile.ready(profile.fastest):
         return profile.fastest
-    return min(filter(profile.ready, widths), key=lambda width: profile.p50(width, 1), default=None)
+    return min(filter(profile.ready, widths), key=profile.seconds_per_image, default=None)
 
 
 def sizes_for(kinds: Iterable[tuple[Width, ...]], load: Load, profile: LatencyProfile) -> Sizes:
@@ -28,7 +28,7 @@ def sizes_for(kinds: Iterable[tuple[Width, ...]], load: Load, profile: LatencyPr
     fastest = {width for widths in kinds if (width := fastest_of(widths, profile)) is not None}
     if not fastest:
         return ()
-    rows = max((profile.rows(width) for width in fastest), key=lambda rows: rows[0].p50_s)
+    rows = profile.rows(max(fastest, key=profile.seconds_per_image))
     return [(row.batch, load.interference * row.p50_s + load.hop_s) for row in reversed(rows)]
 
 
@@ -36,15 +36,21 @@ def in_time(due: Sequence[float], first: int, clock: float, sizes: Sizes) -> boo
     """Whether all of ``due[first:]`` are met by a device that is free at ``clock`` and serves them in order, each time
     in the largest batch that meets the earliest instant."""
     while first < len(due):
-        earliest = due[first]
-        for batch, seconds in sizes:
-            if clock + seconds <= earliest:
-                break
-        else:
+        patience_s = due[first] - clock
+        batch, seconds = next((size for size in sizes if size[1] <= patience_s), (0, 0.0))
+        if not batch:
             return False
         first += batch
         clock += seconds
     return True
+
+
+def margin_s(waiting: int, fastest: Width, load: Load, profile: LatencyProfile) -> float:
+    """How much longer than in the median it may take to run so many images: as the p99 of a batch, if batches vary
+    independently."""
+    rows = profile.rows(fastest)
+    row = next((row for row in rows if row.batch >= waiting), rows[-1])
+    return load.interference * (row.p99_s - row.p50_s) * math.sqrt(max(1.0, waiting / row.batch))
 
 
 def soonest_of(widths: Sequence[Width], load: Load, profile: LatencyProfile, now: float) -> float:
@@ -68,9 +74,9 @@ def admissible(
 ) -> bool:
     """Whether an image can be answered by ``due`` without making anybody late who was let in before.
 
-    The device is busy until ``free_at``; the image, and ``preparing`` others that came before it, will have been decoded
-    by ``decoded_at``. Behind others there is room for one batch that takes its p99; alone there is none, or a cell whose
-    samples were bad would never get better ones.
+    The device is busy until ``free_at``; the image, and ``preparing`` others that came before it, will have been
+    decoded by ``decoded_at``. Behind others there is room for a batch that takes its p99; alone there is none, or a
+    cell whose samples were bad would never get better ones.
     """
     fastest = fastest_of(widths, profile)
     if fastest is None:
@@ -78,8 +84,8 @@ def admissible(
     clock = max(free_at, decoded_at, now) + load.hop_s + load.respond_s
     sizes = sizes_for({widths, *queue.kinds}, load, profile)
     if free_at > now or queue.due or preparing:
-        row = profile.rows(fastest)[0]
-        clock += load.interference * (row.p99_s - row.p50_s) + math.ceil(preparing / sizes[0][0]) * sizes[0][1]
+        clock += margin_s(len(queue.due) + preparing + 1, fastest, load, profile)
+        clock += math.ceil(preparing / sizes[0][0]) * sizes[0][1]
     return fits(queue.due, due, clock, sizes)
 
 

@@ -26,34 +26,37 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 STEP, LEVELS = 2**0.25, 25  # rates: from a quarter of what the widest width can serve to sixteen times as many
-MAX_WAITING = 1024
 IMPROVEMENTS, TOLERANCE = 30, 1e-9
 POINTS, AGES = 24, 8  # of the distributions of arrivals, and of how long those that wait have waited
-LEAST_SHARE = 1e-3
+LEAST_SHARE, LULL = 1e-3, 1e-7
 
 
 class Action(NamedTuple):
-    """Run ``batch`` images, or all that wait, at the width of index ``width``."""
+    """Run ``batch`` images, or all that wait, at the width of index ``width``.
+
+    ``worth`` is in right answers, and says something only beside that of the same state's other actions.
+    """
 
     width: int
     batch: int
+    worth: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``ranking[level][state]``: all actions, the best first, for ``lowest_rate * STEP**level`` images/s.
+    """``actions[level][state]``: all of them, the best first, for ``lowest_rate * STEP**level`` images/s.
 
     ``state_of[n - 1]`` is the state of n waiting images; of more, its last.
     """
 
     lowest_rate: float
     state_of: tuple[int, ...]
-    ranking: tuple[tuple[tuple[Action, ...], ...], ...]
+    actions: tuple[tuple[tuple[Action, ...], ...], ...]
 
-    def actions(self, rate: float, waiting: int) -> tuple[Action, ...]:
-        """The ranking nearest to ``rate``, in images/s of the machine that the profile describes."""
+    def ranked(self, rate: float, waiting: int) -> tuple[Action, ...]:
+        """For the level nearest to ``rate``, in images/s of the machine that the profile describes."""
         level = 0 if rate <= self.lowest_rate else round(math.log(rate / self.lowest_rate, STEP))
-        return self.ranking[min(level, LEVELS - 1)][self.state_of[min(waiting, len(self.state_of)) - 1]]
+        return self.actions[min(level, LEVELS - 1)][self.state_of[min(waiting, len(self.state_of)) - 1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +83,27 @@ class Choices:
 
 
 def make_plan(
-    seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float], budgets_s: Sequence[float]
+    seconds: Sequence[Sequence[tuple[int, float]]],
+    accuracy: Sequence[float],
+    budgets_s: Sequence[float],
+    max_waiting: int,
 ) -> Plan:
     """A plan for widths whose batches take ``seconds[width]``: pairs of images and seconds, ascending.
 
-    ``accuracy`` is that of each width, ``budgets_s`` a sample of what callers grant.
+    ``accuracy`` is that of each width, ``budgets_s`` a sample of what callers grant; more than ``max_waiting`` images
+    are not let in.
     """
     choices = _choices(seconds, accuracy)
     budgets = np.sort(np.asarray(budgets_s, float))
-    most = int(np.clip(budgets[-1] / choices.per_image_s, 2 * choices.batch.max(), MAX_WAITING))
+    most = max(2, min(max_waiting, math.ceil(budgets[-1] / choices.per_image_s)))
     states = _states(most)
     widest = choices.accuracy == choices.accuracy.max()
     lowest = 0.25 / float((choices.seconds / choices.batch)[widest].min())
     crowd = _Crowd(budgets, choices.per_image_s, most + choices.seconds.max() / choices.per_image_s)
-    ranking = tuple(_ranked(choices, _worth(choices, states, crowd, lowest * STEP**level)) for level in range(LEVELS))
+    rates = [lowest * STEP**level for level in range(LEVELS)]
+    actions = tuple(_ranked(choices, _worth(choices, states, crowd, rate)) for rate in rates)
     state_of = np.searchsorted(states, np.arange(1, most + 1), side="right") - 2
-    return Plan(lowest, tuple(np.maximum(state_of, 0).tolist()), ranking)
+    return Plan(lowest, tuple(np.maximum(state_of, 0).tolist()), actions)
 
 
 def _choices(seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float]) -> Choices:
@@ -105,8 +113,8 @@ def _choices(seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[
 
 def _states(most: int) -> Counts:
     """0, 1, 2, ... and from 24 on ever larger steps, up to ``most``."""
-    large = np.geomspace(24, max(most, 25), 24).round().astype(np.int64)
-    return np.unique(np.concatenate([np.arange(24), large]))
+    large = np.geomspace(min(24, most), most, 24).round().astype(np.int64)
+    return np.unique(np.concatenate([np.arange(min(24, most)), large]))
 
 
 def _worth(choices: Choices, states: Counts, crowd: _Crowd, rate: float) -> Floats:
@@ -118,6 +126,7 @@ def _worth(choices: Choices, states: Counts, crowd: _Crowd, rate: float) -> Floa
     late = crowd.late(waiting, taken, rate)
     reward = choices.accuracy[:, None] * np.maximum(batch - late, 0)
     moves = _moves(states, crowd.joined(waiting - np.maximum(batch, late), taken, _arrivals(rate * taken)))
+    moves = (1 - LULL) * moves + LULL * np.eye(len(states))[0]  # so that every state can lead to every other
     after_empty = np.eye(len(states))[1]
     best, worth = np.argmax(reward / taken, axis=0), reward
     for _ in range(IMPROVEMENTS):
@@ -175,7 +184,7 @@ class _Crowd:
 
 
 def _arrivals(mean: Floats) -> tuple[Floats, Floats]:
-    """Numbers of arrivals and their Poisson probabilities (..., Q); where they are many, every so many stand for all."""
+    """Numbers of arrivals and their Poisson probabilities (..., Q); of many, every so many stand for all."""
     step = np.maximum(1.0, (mean + 5 * np.sqrt(mean)) / (POINTS - 1))[..., None]
     counts = step * np.arange(POINTS)
     log = counts * np.log(mean)[..., None] - _log_factorial(counts)
@@ -204,5 +213,9 @@ def _moves(states: Counts, lengths: tuple[Floats, Floats]) -> Floats:
 
 
 def _ranked(choices: Choices, worth: Floats) -> tuple[tuple[Action, ...], ...]:
-    actions = [Action(int(w), int(b)) for w, b in zip(choices.width, choices.batch, strict=True)]
-    return tuple(tuple(actions[a] for a in np.argsort(-column, kind="stable")) for column in worth.T)
+    pairs = list(zip(choices.width.tolist(), choices.batch.tolist(), strict=True))
+    orders = np.argsort(-worth, axis=0, kind="stable").T.tolist()
+    return tuple(
+        tuple(Action(pairs[a][0], pairs[a][1], column[a]) for a in order)
+        for order, column in zip(orders, worth.T.tolist(), strict=True)
+    )

@@ -37,7 +37,7 @@ class Server:
         self._widths = tuple(widths or profile.widths)
         self._planner = None
         if isinstance(policy, Adaptive):
-            self._planner = Planner(policy, profile, self.monitor, self._widths, default_budget_s)
+            self._planner = Planner(policy, profile, self.monitor, self._widths, default_budget_s, max_images)
         self._index = {width: i for i, width in enumerate(profile.widths)}
 
     def start(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
