@@ -123,7 +123,7 @@ class Admission:
 
         Raises Unavailable while none of the widths is on offer.
         """
-        fastest = self._p50(self._fastest(widths))
+        fastest = self._p50(self._fastest(widths)) + self._monitor.least_overhead_s()
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "

@@ -14,6 +14,7 @@ ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two sec
 BURST_TAU_S, BURST_SIGMAS = 0.1, 2.0  # or it follows within a tenth, if that is no chance
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
 EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch runs, ...
+LEAST_GROWS = 1.01  # with each new one: what was short once need not stay possible
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
 INTERFERENCE_WEIGHT, MAX_WEIGHT = 0.15, 0.5  # of one batch: when others are recent, and at most
 SMOOTHING = 0.05
@@ -45,12 +46,14 @@ class Allowance:
 
     mean_s: float = 0.0
     deviation_s: float = 0.0
+    least_s: float = math.inf
     _at: float = 0.0
 
     def observe(self, seconds: float, now: float) -> None:
         kept = self._kept(now)
         self.deviation_s = kept * (self.deviation_s + (abs(seconds - self.mean_s) - self.deviation_s) / 4)
         self.mean_s = seconds + kept * 7 / 8 * (self.mean_s - seconds)
+        self.least_s = min(seconds, LEAST_GROWS * self.least_s)
         self._at = now
 
     def value_s(self, now: float) -> float:
@@ -119,6 +122,11 @@ class LoadMonitor:
         """The part of it that batches have shown, without what the machine's load only suggests. At least 1."""
         return max(1.0, self._learned(now))
 
+    def least_overhead_s(self) -> float:
+        """What an image costs beside the engine's time even when nobody else is there, in about the best case seen."""
+        seen = [allowance.least_s for allowance in (self.small, self.hop, self.respond)]
+        return sum(least_s for least_s in seen if least_s < math.inf)
+
     def decode(self, num_bytes: int) -> Allowance:
         """What is known of decoding bodies of this size."""
         return self.small if num_bytes <= SMALL_BYTES else self.large
@@ -130,7 +138,13 @@ class LoadMonitor:
         return max(self.arrivals.value(now), burst - BURST_SIGMAS * chance)
 
     def load(self, now: float) -> Load:
-        return Load(self.arrival_rate(now), self.interference(now), self.hop.value_s(now), self.respond.value_s(now))
+        return Load(
+            self.arrival_rate(now),
+            self.interference(now),
+            self.hop.value_s(now),
+            self.respond.value_s(now),
+            min(1.0, self.busy.value(now)),
+        )
 
     def median_budget_s(self) -> float:
         return median(self.budgets_s) if self.budgets_s else math.inf

@@ -45,7 +45,8 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the monitor saw. ``arrival_rate`` in images/s, ``interference`` observed / profiled latency of the engine.
+    """What the monitor saw. ``arrival_rate`` in images/s, ``interference`` observed / profiled latency of the engine,
+    ``busy`` the share of the last second or so in which it ran.
 
     What a busy event loop costs is not a factor but an addend: ``hop_s`` a batch, to its thread and back, and
     ``respond_s`` from the engine's result to the answer's last byte.
@@ -55,6 +56,7 @@ class Load:
     interference: float = 1.0
     hop_s: float = 0.0
     respond_s: float = 0.0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,19 @@ class Policy(Protocol):
 
 
 def policy_of(name: str) -> Policy:
-    """The policy of a name: ``adaptive``, also at the one width of ``fixed:<width>``. Raises ValueError for others."""
+    """A policy by its name; ``fixed:<width>`` is the adaptive one with a single width. Raises ValueError for others."""
     from server.policies.adaptive import Adaptive
+    from server.policies.slackfit import slackfit
+    from server.policies.threshold import Threshold
 
-    if name == "adaptive" or name.startswith("fixed:"):
-        return Adaptive()
-    raise ValueError(f"policy {name!r} does not exist; there are 'adaptive' and 'fixed:<width>'")
+    match name.partition(":")[0]:
+        case "adaptive" | "fixed":
+            return Adaptive()
+        case "slackfit":
+            return slackfit
+        case "threshold":
+            return Threshold()
+    raise ValueError(f"policy {name!r} does not exist; there are adaptive, fixed:<width>, slackfit and threshold")
 
 
 def fixed_width(name: str, widths: Sequence[Width]) -> Width | None:
