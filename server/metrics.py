@@ -31,6 +31,21 @@ class Metrics:
         self.batch_size = Histogram(
             "scala_batch_size", "Images", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
         )
+        self.engine_seconds = Counter(
+            "scala_engine_seconds",
+            "Device time by what became of it; wasted: of images whose deadline passed or whose client left meanwhile",
+            ["use"],
+            registry=registry,
+        )
+        self.prediction_ratio = Histogram(
+            "scala_prediction_ratio",
+            "A batch's time over its predicted median",
+            buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0),
+            registry=registry,
+        )
+        self.prediction_exceeded = Counter(
+            "scala_prediction_exceeded", "Batches that took longer than their predicted p99", registry=registry
+        )
         self.cancelled_before_dispatch = Counter(
             "scala_cancelled_before_dispatch", "Images whose client left before a batch took them", registry=registry
         )
@@ -38,6 +53,8 @@ class Metrics:
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
         for outcome in OUTCOMES:
             self.budget.labels(outcome)
+        for use in ("answered", "wasted"):
+            self.engine_seconds.labels(use)
 
     def gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"scala_{name}", text, registry=self.registry)

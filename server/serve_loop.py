@@ -271,9 +271,15 @@ class ServeLoop:
 
     def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
         now = time.monotonic()
+        median_s = decision.predicted_s * profiled_s / self._profile.p99(decision.width, len(jobs))
         self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, now)
         if not self._num_loading:  # or the time would be that of a wait, and stay in the profile
             self._profile.record(decision.width, len(jobs), [seconds / self._monitor.slowdown(now)])
+        wasted = sum(job.answer.done() or job.terms.deadline < now for job in jobs) / len(jobs)
+        self._metrics.engine_seconds.labels("wasted").inc(wasted * seconds)
+        self._metrics.engine_seconds.labels("answered").inc((1 - wasted) * seconds)
+        self._metrics.prediction_ratio.observe(seconds / median_s)
+        self._metrics.prediction_exceeded.inc(seconds > decision.predicted_s)
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 
