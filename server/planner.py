@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from server.policies.adaptive import Adaptive
 from server.policies.plan import Plan, make_plan
 
 QUANTILES = (np.arange(16) + 0.5) / 16  # of the budgets
-EVERY_S = 0.5
-LATENCY_CHANGE, BUDGET_CHANGE = 1.15, 1.3  # times longer or shorter, and the plan is made anew
+EVERY_S, SMOOTHING = 0.5, 0.3  # a plan takes 0.1 s: what passes within a second or two is not worth one
+LATENCY_CHANGE, BUDGET_CHANGE, SLOWDOWN_CHANGE = 1.15, 1.3, 1.25  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
 
@@ -29,16 +30,21 @@ class PlanInputs:
     accuracy: tuple[float, ...]
     budgets_s: tuple[float, ...]
     max_waiting: int
+    slowdown: float
 
     def make(self) -> Plan:
-        return make_plan(self.seconds, self.accuracy, self.budgets_s, self.max_waiting)
+        return make_plan(self.seconds, self.accuracy, self.budgets_s, self.max_waiting, self.slowdown)
 
     def resembles(self, other: PlanInputs) -> bool:
         """Whether the other's plan would do for these, too."""
         if [[batch for batch, _ in row] for row in self.seconds] != [[b for b, _ in row] for row in other.seconds]:
             return False
         times, before = ([s for row in inputs.seconds for _, s in row] for inputs in (self, other))
-        return _close(times, before, LATENCY_CHANGE) and _close(self.budgets_s, other.budgets_s, BUDGET_CHANGE)
+        return (
+            _close(times, before, LATENCY_CHANGE)
+            and _close(self.budgets_s, other.budgets_s, BUDGET_CHANGE)
+            and _close([self.slowdown], [other.slowdown], SLOWDOWN_CHANGE)
+        )
 
 
 class Planner:
@@ -53,9 +59,11 @@ class Planner:
         default_budget_s: float,
         max_waiting: int,
         told: Callable[[PlanInputs], None] = lambda inputs: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._profile, self._monitor, self._widths = policy, profile, monitor, widths
         self._default_budget_s, self._max_waiting, self._told = default_budget_s, max_waiting, told
+        self._clock, self._slowdown = clock, 1.0
         self._inputs: PlanInputs | None = None
 
     def refresh(self) -> None:
@@ -81,6 +89,7 @@ class Planner:
         log.debug("a new plan for %s", inputs)
 
     def _gathered(self) -> PlanInputs:
+        self._slowdown += SMOOTHING * (self._monitor.load(self._clock()).interference - self._slowdown)
         rows = [self._profile.rows(w) if w in self._widths else () for w in self._profile.widths]
         budgets = list(self._monitor.budgets_s) or [self._default_budget_s]
         return PlanInputs(
@@ -88,6 +97,7 @@ class Planner:
             tuple(self._profile.accuracy.values()),
             tuple(np.quantile(budgets, QUANTILES).tolist()),
             self._max_waiting,
+            self._slowdown,
         )
 
 

@@ -40,7 +40,7 @@ class Adaptive:
             return Decision(profile.fastest, (), shed, 0.0, "late at every width")
         actions: Sequence[Action] = ()
         if self.plan is not None:
-            actions = self.plan.ranked(load.arrival_rate * load.interference, len(alive))
+            actions = self.plan.ranked(load.arrival_rate, load.interference, len(alive))
         options = _Options(queue, load, profile, now, alive, shed, actions)
         best = options.best()
         if best is None:

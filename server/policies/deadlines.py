@@ -74,16 +74,16 @@ def admissible(
 ) -> bool:
     """Whether an image can be answered by ``due`` without making anybody late who was let in before.
 
-    The device is busy until ``free_at``; the image, and ``preparing`` others that came before it, will have been
-    decoded by ``decoded_at``. Behind others there is room for a batch that takes its p99; alone there is none, or a
-    cell whose samples were bad would never get better ones.
+    The device is busy until ``free_at`` at the latest; the image, and ``preparing`` others that came before it, will
+    have been decoded by ``decoded_at``. Behind others there is room for a batch that takes its p99; alone there is none,
+    or a cell whose samples were bad would never get better ones.
     """
     fastest = fastest_of(widths, profile)
     if fastest is None:
         return False
     clock = max(free_at, decoded_at, now) + load.hop_s + load.respond_s
     sizes = sizes_for({widths, *queue.kinds}, load, profile)
-    if free_at > now or queue.due or preparing:
+    if queue.due or preparing:
         clock += margin_s(len(queue.due) + preparing + 1, fastest, load, profile)
         clock += math.ceil(preparing / sizes[0][0]) * sizes[0][1]
     return fits(queue.due, due, clock, sizes)

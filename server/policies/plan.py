@@ -46,15 +46,17 @@ class Action(NamedTuple):
 class Plan:
     """``actions[level][state]``: all of them, the best first, for ``lowest_rate * STEP**level`` images/s.
 
-    ``state_of[n - 1]`` is the state of n waiting images; of more, its last.
+    ``state_of[n - 1]`` is the state of n waiting images; of more, its last. ``slowdown``: see ``make_plan``.
     """
 
     lowest_rate: float
+    slowdown: float
     state_of: tuple[int, ...]
     actions: tuple[tuple[tuple[Action, ...], ...], ...]
 
-    def ranked(self, rate: float, waiting: int) -> tuple[Action, ...]:
-        """For the level nearest to ``rate``, in images/s of the machine that the profile describes."""
+    def ranked(self, rate: float, interference: float, waiting: int) -> tuple[Action, ...]:
+        """For ``rate`` images/s. What ``interference`` is beyond ``slowdown`` counts as so many more images."""
+        rate *= interference / self.slowdown
         level = 0 if rate <= self.lowest_rate else round(math.log(rate / self.lowest_rate, STEP))
         return self.actions[min(level, LEVELS - 1)][self.state_of[min(waiting, len(self.state_of)) - 1]]
 
@@ -87,13 +89,14 @@ def make_plan(
     accuracy: Sequence[float],
     budgets_s: Sequence[float],
     max_waiting: int,
+    slowdown: float = 1.0,
 ) -> Plan:
     """A plan for widths whose batches take ``seconds[width]``: pairs of images and seconds, ascending.
 
     ``accuracy`` is that of each width, ``budgets_s`` a sample of what callers grant; more than ``max_waiting`` images
-    are not let in.
+    are not let in. Everything takes ``slowdown`` times as long.
     """
-    choices = _choices(seconds, accuracy)
+    choices = _choices(seconds, accuracy, slowdown)
     budgets = np.sort(np.asarray(budgets_s, float))
     most = max(2, min(max_waiting, math.ceil(budgets[-1] / choices.per_image_s)))
     states = _states(most)
@@ -103,11 +106,15 @@ def make_plan(
     rates = [lowest * STEP**level for level in range(LEVELS)]
     actions = tuple(_ranked(choices, _worth(choices, states, crowd, rate)) for rate in rates)
     state_of = np.searchsorted(states, np.arange(1, most + 1), side="right") - 2
-    return Plan(lowest, tuple(np.maximum(state_of, 0).tolist()), actions)
+    return Plan(lowest, slowdown, tuple(np.maximum(state_of, 0).tolist()), actions)
 
 
-def _choices(seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float]) -> Choices:
-    rows = [(width, batch, taken, accuracy[width]) for width, cells in enumerate(seconds) for batch, taken in cells]
+def _choices(seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float], slowdown: float) -> Choices:
+    rows = [
+        (width, batch, slowdown * taken, accuracy[width])
+        for width, cells in enumerate(seconds)
+        for batch, taken in cells
+    ]
     return Choices(*map(np.array, zip(*rows, strict=True)))
 
 

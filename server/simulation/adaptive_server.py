@@ -37,7 +37,9 @@ class Server:
         self._widths = tuple(widths or profile.widths)
         self._planner = None
         if isinstance(policy, Adaptive):
-            self._planner = Planner(policy, profile, self.monitor, self._widths, default_budget_s, max_images)
+            self._planner = Planner(
+                policy, profile, self.monitor, self._widths, default_budget_s, max_images, clock=lambda: self._now
+            )
         self._index = {width: i for i, width in enumerate(profile.widths)}
 
     def start(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
@@ -46,7 +48,7 @@ class Server:
         self._images: list[int] = []
         self._preparing: set[int] = set()
         self._arrived = -1
-        self._next_plan_s = self._profiled_s = 0.0
+        self._next_plan_s = self._profiled_s = self._now = self._free_at = 0.0
 
     def admits(self, image: int, now: float, device_free_at: float) -> bool:
         decoded = image <= self._arrived
@@ -65,7 +67,7 @@ class Server:
             self.monitor.load(now),
             self.profile,
             now=now,
-            free_at=device_free_at,
+            free_at=self._free_at if device_free_at > now else now,
             decoded_at=now,
             preparing=len(self._preparing),
         )
@@ -87,6 +89,7 @@ class Server:
                 del self._due[i], self._images[i]
             if images:
                 self._profiled_s = self.profile.p50(decision.width, len(images))
+                self._free_at = now + decision.predicted_s
                 return Batch(self._index[decision.width], images, decision.predicted_s)
         return None
 
@@ -101,5 +104,6 @@ class Server:
 
     def _keep_plan(self, now: float) -> None:
         if self._planner is not None and now >= self._next_plan_s:
+            self._now = now
             self._planner.refresh()
             self._next_plan_s = now + PLAN_EVERY_S
