@@ -75,8 +75,8 @@ def admissible(
     """Whether an image can be answered by ``due`` without making anybody late who was let in before.
 
     The device is busy until ``free_at`` at the latest; the image, and ``preparing`` others that came before it, will
-    have been decoded by ``decoded_at``. Behind others there is room for a batch that takes its p99; alone there is none,
-    or a cell whose samples were bad would never get better ones.
+    have been decoded by ``decoded_at``. Behind others there is room for a batch that takes its p99; alone there is
+    none, or a cell whose samples were bad would never get better ones.
     """
     fastest = fastest_of(widths, profile)
     if fastest is None:
