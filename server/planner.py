@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import logging
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -17,8 +21,10 @@ from server.policies.adaptive import Adaptive
 from server.policies.plan import Plan, make_plan
 
 QUANTILES = (np.arange(16) + 0.5) / 16  # of the budgets
-EVERY_S, SMOOTHING = 0.5, 0.3  # a plan takes 0.1 s: what passes within a second or two is not worth one
-LATENCY_CHANGE, BUDGET_CHANGE, SLOWDOWN_CHANGE = 1.15, 1.3, 1.25  # times longer or shorter, and the plan is made anew
+EVERY_S, PAUSE_S, SMOOTHING = 0.5, 2.0, 0.3  # what passes within a second or two is not worth a plan
+LOWEST_PRIORITY = 19
+LEAST_BUDGET_S = 0.001
+LATENCY_CHANGE, BUDGET_CHANGE = 1.2, 1.3  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
 
@@ -30,21 +36,37 @@ class PlanInputs:
     accuracy: tuple[float, ...]
     budgets_s: tuple[float, ...]
     max_waiting: int
-    slowdown: float
+    overhead_s: float
 
     def make(self) -> Plan:
-        return make_plan(self.seconds, self.accuracy, self.budgets_s, self.max_waiting, self.slowdown)
+        return make_plan(**asdict(self))
+
+    def make_beside(self) -> Plan:
+        """In a process of its own, of the lowest priority: 0.1 s of work in a thread held requests up by as much.
+
+        Raises OSError when there can be none.
+        """
+        made = subprocess.run(
+            [sys.executable, "-m", "server.planner"],
+            input=json.dumps(asdict(self)).encode(),
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        if made.returncode:
+            raise OSError(f"the planning process ended with exit code {made.returncode}")
+        return Plan.read(io.BytesIO(made.stdout))
 
     def resembles(self, other: PlanInputs) -> bool:
         """Whether the other's plan would do for these, too."""
         if [[batch for batch, _ in row] for row in self.seconds] != [[b for b, _ in row] for row in other.seconds]:
             return False
-        times, before = ([s for row in inputs.seconds for _, s in row] for inputs in (self, other))
-        return (
-            _close(times, before, LATENCY_CHANGE)
-            and _close(self.budgets_s, other.budgets_s, BUDGET_CHANGE)
-            and _close([self.slowdown], [other.slowdown], SLOWDOWN_CHANGE)
+        return _close(self._times_s(), other._times_s(), LATENCY_CHANGE) and _close(
+            self.budgets_s, other.budgets_s, BUDGET_CHANGE
         )
+
+    def _times_s(self) -> list[float]:
+        return [s + self.overhead_s for row in self.seconds for _, s in row]
 
 
 class Planner:
@@ -59,11 +81,10 @@ class Planner:
         default_budget_s: float,
         max_waiting: int,
         told: Callable[[PlanInputs], None] = lambda inputs: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._profile, self._monitor, self._widths = policy, profile, monitor, widths
         self._default_budget_s, self._max_waiting, self._told = default_budget_s, max_waiting, told
-        self._clock, self._slowdown = clock, 1.0
+        self._overhead_s = self._respond_s = 0.0
         self._inputs: PlanInputs | None = None
 
     def refresh(self) -> None:
@@ -76,7 +97,15 @@ class Planner:
         while True:
             await asyncio.sleep(EVERY_S)
             if (inputs := self._news()) is not None:
-                self._adopt(inputs, await asyncio.to_thread(inputs.make))
+                self._adopt(inputs, await self._made(inputs))
+                await asyncio.sleep(PAUSE_S)
+
+    async def _made(self, inputs: PlanInputs) -> Plan:
+        try:
+            return await asyncio.to_thread(inputs.make_beside)
+        except OSError as error:
+            log.warning("no plan from another process: %s", error)
+            return await asyncio.to_thread(inputs.make)
 
     def _news(self) -> PlanInputs | None:
         inputs = self._gathered()
@@ -89,17 +118,30 @@ class Planner:
         log.debug("a new plan for %s", inputs)
 
     def _gathered(self) -> PlanInputs:
-        self._slowdown += SMOOTHING * (self._monitor.load(self._clock()).interference - self._slowdown)
+        monitor = self._monitor
+        self._overhead_s += SMOOTHING * (monitor.hop.mean_s - self._overhead_s)
+        self._respond_s += SMOOTHING * (monitor.respond.mean_s - self._respond_s)
         rows = [self._profile.rows(w) if w in self._widths else () for w in self._profile.widths]
-        budgets = list(self._monitor.budgets_s) or [self._default_budget_s]
+        budgets = np.array(monitor.budgets_s or [self._default_budget_s]) - self._respond_s
         return PlanInputs(
             tuple(tuple((row.batch, row.p50_s) for row in cells) for cells in rows),
             tuple(self._profile.accuracy.values()),
-            tuple(np.quantile(budgets, QUANTILES).tolist()),
+            tuple(np.quantile(budgets, QUANTILES).clip(LEAST_BUDGET_S).tolist()),
             self._max_waiting,
-            self._slowdown,
+            self._overhead_s,
         )
+
+
+def main() -> None:
+    """From inputs on standard input to a plan on standard output."""
+    if hasattr(os, "nice"):
+        os.nice(LOWEST_PRIORITY)
+    PlanInputs(**json.load(sys.stdin)).make().write(sys.stdout.buffer)
 
 
 def _close(values: Sequence[float], others: Sequence[float], factor: float) -> bool:
     return all(1 / factor < value / other < factor for value, other in zip(values, others, strict=True))
+
+
+if __name__ == "__main__":
+    main()

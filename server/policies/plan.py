@@ -15,9 +15,11 @@ that wait can be met is for the policy to check, exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 STEP, LEVELS = 2**0.25, 25  # rates: from a quarter of what the widest width can serve to sixteen times as many
+SLOWDOWNS, BETWEEN = (1.0, 1.5, 2.25, 3.375), (1.225, 1.837, 2.756)  # interference, and where one gives way to the next
 IMPROVEMENTS, TOLERANCE = 30, 1e-9
 POINTS, AGES = 24, 8  # of the distributions of arrivals, and of how long those that wait have waited
 LEAST_SHARE, LULL = 1e-3, 1e-7
@@ -42,23 +45,48 @@ class Action(NamedTuple):
     worth: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """``actions[level][state]``: all of them, the best first, for ``lowest_rate * STEP**level`` images/s.
+    """``worth`` (F, L, S, A) of all actions, the best first: ``order`` tells which of ``actions`` (A, 2) it is.
 
-    ``state_of[n - 1]`` is the state of n waiting images; of more, its last. ``slowdown``: see ``make_plan``.
+    F are the ``SLOWDOWNS``; level l is for ``lowest_rate[f] * STEP**l`` images/s. ``state_of[n - 1]`` is the state of n
+    waiting images; of more, its last.
     """
 
-    lowest_rate: float
-    slowdown: float
-    state_of: tuple[int, ...]
-    actions: tuple[tuple[tuple[Action, ...], ...], ...]
+    lowest_rate: Floats
+    state_of: Counts
+    actions: Counts
+    order: Counts
+    worth: Floats
 
     def ranked(self, rate: float, interference: float, waiting: int) -> tuple[Action, ...]:
-        """For ``rate`` images/s. What ``interference`` is beyond ``slowdown`` counts as so many more images."""
-        rate *= interference / self.slowdown
-        level = 0 if rate <= self.lowest_rate else round(math.log(rate / self.lowest_rate, STEP))
-        return self.actions[min(level, LEVELS - 1)][self.state_of[min(waiting, len(self.state_of)) - 1]]
+        """For ``rate`` images/s, when everything takes ``interference`` times as long as in the profile."""
+        slow = min(bisect_left(BETWEEN, interference), len(SLOWDOWNS) - 1)
+        excess = rate * interference / SLOWDOWNS[slow] / self.lowest_rate[slow]
+        level = 0 if excess <= 1 else min(round(math.log(excess, STEP)), LEVELS - 1)
+        return self._actions_of(slow, level, int(self.state_of[min(waiting, len(self.state_of)) - 1]))
+
+    @cached_property
+    def _actions_of(self) -> Callable[[int, int, int], tuple[Action, ...]]:
+        """Made once they are asked for: all at once they are ten thousands."""
+
+        @cache
+        def actions_of(slow: int, level: int, state: int) -> tuple[Action, ...]:
+            place = slow, level, state
+            columns = (*self.actions[self.order[place]].T, self.worth[place])
+            return tuple(map(Action, *(column.tolist() for column in columns)))
+
+        return actions_of
+
+    def write(self, file: BinaryIO) -> None:
+        np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> Plan:
+        """Raises ValueError for what ``write`` has not written."""
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return cls(**arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +103,12 @@ class Choices:
         """The least that an image can cost."""
         return float((self.seconds / self.batch).min())
 
+    @property
+    def seconds_per_image_at_best(self) -> float:
+        """Of the most accurate width, in its best batch."""
+        best = self.accuracy == self.accuracy.max()
+        return float((self.seconds[best] / self.batch[best]).min())
+
     def seconds_for(self, batch: Floats) -> Floats:
         """Seconds (A, S) when only so many images (A, S) are run: between two sizes, on the line that joins them."""
         taken = np.empty(batch.shape)
@@ -89,29 +123,40 @@ def make_plan(
     accuracy: Sequence[float],
     budgets_s: Sequence[float],
     max_waiting: int,
-    slowdown: float = 1.0,
+    overhead_s: float = 0.0,
 ) -> Plan:
     """A plan for widths whose batches take ``seconds[width]``: pairs of images and seconds, ascending.
 
     ``accuracy`` is that of each width, ``budgets_s`` a sample of what callers grant; more than ``max_waiting`` images
-    are not let in. Everything takes ``slowdown`` times as long.
+    are not let in. Between two batches ``overhead_s`` pass.
     """
-    choices = _choices(seconds, accuracy, slowdown)
+    choices = [_choices(seconds, accuracy, slowdown, overhead_s) for slowdown in SLOWDOWNS]
     budgets = np.sort(np.asarray(budgets_s, float))
-    most = max(2, min(max_waiting, math.ceil(budgets[-1] / choices.per_image_s)))
+    most = max(2, min(max_waiting, math.ceil(budgets[-1] / choices[0].per_image_s)))
     states = _states(most)
-    widest = choices.accuracy == choices.accuracy.max()
-    lowest = 0.25 / float((choices.seconds / choices.batch)[widest].min())
-    crowd = _Crowd(budgets, choices.per_image_s, most + choices.seconds.max() / choices.per_image_s)
-    rates = [lowest * STEP**level for level in range(LEVELS)]
-    actions = tuple(_ranked(choices, _worth(choices, states, crowd, rate)) for rate in rates)
-    state_of = np.searchsorted(states, np.arange(1, most + 1), side="right") - 2
-    return Plan(lowest, slowdown, tuple(np.maximum(state_of, 0).tolist()), actions)
+    lowest = np.array([0.25 / each.seconds_per_image_at_best for each in choices])
+    worth = np.array([_ladder(each, states, budgets, rate) for each, rate in zip(choices, lowest, strict=True)])
+    order = np.argsort(-worth, axis=-1, kind="stable")
+    return Plan(
+        lowest,
+        np.maximum(np.searchsorted(states, np.arange(1, most + 1), side="right") - 2, 0),
+        np.stack([choices[0].width, choices[0].batch], axis=-1),
+        order.astype(np.int16),
+        np.take_along_axis(worth, order, axis=-1),
+    )
 
 
-def _choices(seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float], slowdown: float) -> Choices:
+def _ladder(choices: Choices, states: Counts, budgets: Floats, lowest_rate: float) -> Floats:
+    """Worth (L, S - 1, A) of every action in every state, from the lowest rate on."""
+    crowd = _Crowd(budgets, choices.per_image_s, states[-1] + choices.seconds.max() / choices.per_image_s)
+    return np.array([_worth(choices, states, crowd, lowest_rate * STEP**level).T for level in range(LEVELS)])
+
+
+def _choices(
+    seconds: Sequence[Sequence[tuple[int, float]]], accuracy: Sequence[float], slowdown: float, overhead_s: float
+) -> Choices:
     rows = [
-        (width, batch, slowdown * taken, accuracy[width])
+        (width, batch, slowdown * taken + overhead_s, accuracy[width])
         for width, cells in enumerate(seconds)
         for batch, taken in cells
     ]
@@ -217,12 +262,3 @@ def _moves(states: Counts, lengths: tuple[Floats, Floats]) -> Floats:
     flat: Floats = np.bincount((cell + upper).ravel(), (weights * share).ravel(), size).astype(float)
     flat += np.bincount((cell + upper - 1).ravel(), (weights * (1 - share)).ravel(), size)
     return flat.reshape(*upper.shape[:-1], len(states))
-
-
-def _ranked(choices: Choices, worth: Floats) -> tuple[tuple[Action, ...], ...]:
-    pairs = list(zip(choices.width.tolist(), choices.batch.tolist(), strict=True))
-    orders = np.argsort(-worth, axis=0, kind="stable").T.tolist()
-    return tuple(
-        tuple(Action(pairs[a][0], pairs[a][1], column[a]) for a in order)
-        for order, column in zip(orders, worth.T.tolist(), strict=True)
-    )

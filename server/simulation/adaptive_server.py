@@ -37,9 +37,7 @@ class Server:
         self._widths = tuple(widths or profile.widths)
         self._planner = None
         if isinstance(policy, Adaptive):
-            self._planner = Planner(
-                policy, profile, self.monitor, self._widths, default_budget_s, max_images, clock=lambda: self._now
-            )
+            self._planner = Planner(policy, profile, self.monitor, self._widths, default_budget_s, max_images)
         self._index = {width: i for i, width in enumerate(profile.widths)}
 
     def start(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
@@ -48,7 +46,7 @@ class Server:
         self._images: list[int] = []
         self._preparing: set[int] = set()
         self._arrived = -1
-        self._next_plan_s = self._profiled_s = self._now = self._free_at = 0.0
+        self._next_plan_s = self._profiled_s = self._free_at = 0.0
 
     def admits(self, image: int, now: float, device_free_at: float) -> bool:
         decoded = image <= self._arrived
@@ -104,6 +102,5 @@ class Server:
 
     def _keep_plan(self, now: float) -> None:
         if self._planner is not None and now >= self._next_plan_s:
-            self._now = now
             self._planner.refresh()
             self._next_plan_s = now + PLAN_EVERY_S
