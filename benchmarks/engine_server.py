@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.load import Client
+from server.bench.client import Client
 
 POLL_EVERY_S, TIMEOUT_S = 0.02, 300.0
 Models = Sequence[dict[str, Any]]  # the widths of ``/v1/model``

@@ -35,10 +35,10 @@ import torch
 import uvloop
 from PIL import Image
 
-from benchmarks.load import Client, Reply, closed_loop, open_loop
 from scala_model.checkpoint import build_model, default_checkpoint, read_checkpoint
 from scala_model.normalise import normalise
 from scala_model.preprocess import to_pixels
+from server.bench.client import Client, Reply, closed_loop, open_loop
 
 NUM_PHOTOS = 200
 BURST_S, STEADY_S = 5.0, 4.0

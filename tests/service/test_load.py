@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Client, Reply, open_loop
+from server.bench.client import Client, Reply, open_loop
 from tests.service.service_process import Running, draw_photos, serving
 
 pytestmark = pytest.mark.service

@@ -1,0 +1,1 @@
+"""A running server under load, seen from its clients. Nothing here is loaded to serve."""
