@@ -59,6 +59,7 @@ class LatencyProfile:
         self.widths = tuple(self.accuracy)
         self.buckets = buckets_up_to(max_batch)
         self.fastest = self.widths[0]
+        self.by_speed: tuple[Width, ...] = ()  # the ready ones, the most images a second first
         self._cells: dict[tuple[Width, int], Cell] = {}
         self._dominated: dict[int, frozenset[Width]] = {}
         self._rows: dict[Width, tuple[Row, ...]] = {}
@@ -71,7 +72,7 @@ class LatencyProfile:
         bucket = self._bucket(batch)
         longer = self.p50(width, bucket) / self.p50(width, batch) if (width, bucket) in self._cells else 1.0
         self._cells.setdefault((width, bucket), Cell()).add(longer * sample for sample in seconds)
-        self._refresh(bucket)
+        self._refresh(width, bucket)
 
     def withdraw(self, width: Width, batch: int) -> None:
         """Take a cell and the larger ones of its width off the offer until they are recorded again.
@@ -80,10 +81,14 @@ class LatencyProfile:
         """
         for bucket in self.buckets[self.buckets.index(self._bucket(batch)) :]:
             self._cells.pop((width, bucket), None)
-            self._refresh(bucket)
+            self._refresh(width, bucket)
 
     def cell(self, width: Width, bucket: int) -> Cell | None:
         return self._cells.get((width, bucket))
+
+    def cells(self) -> Mapping[tuple[Width, int], Cell]:
+        """All of them by (width, bucket), to be read before the next record."""
+        return self._cells
 
     def samples(self) -> dict[tuple[Width, int], list[float]]:
         """The seconds that every (width, bucket) was seen to take, oldest first."""
@@ -91,10 +96,11 @@ class LatencyProfile:
 
     def rows(self, width: Width) -> tuple[Row, ...]:
         """The batch sizes on offer at this width, ascending, and their seconds."""
-        if width not in self._rows:
+        rows = self._rows.get(width)
+        if rows is None:
             cells = ((bucket, self._cells[width, bucket]) for bucket in self.warmed(width))
-            self._rows[width] = tuple(Row(bucket, cell.p50_s, cell.p99_s) for bucket, cell in cells)
-        return self._rows[width]
+            self._rows[width] = rows = tuple(Row(bucket, cell.p50_s, cell.p99_s) for bucket, cell in cells)
+        return rows
 
     def ready(self, width: Width) -> bool:
         """Whether the width may be used at all: batch 1 is warmed."""
@@ -117,8 +123,8 @@ class LatencyProfile:
 
     def best_batch(self, width: Width, longest_s: float = float("inf")) -> int:
         """The warmed batch of least time per image whose p99 stays within ``longest_s``; 1 if none does."""
-        fitting = [b for b in self.warmed(width) if self.p99(width, b) <= longest_s]
-        return min(fitting, key=lambda b: self.p50(width, b) / b, default=1)
+        fitting = (row for row in self.rows(width) if row.p99_s <= longest_s)
+        return min(fitting, key=lambda row: row.p50_s / row.batch, default=Row(1, 0.0, 0.0)).batch
 
     def seconds_per_image(self, width: Width, longest_s: float = float("inf")) -> float:
         batch = self.best_batch(width, longest_s)
@@ -131,11 +137,11 @@ class LatencyProfile:
         """
         return self._dominated.get(self._bucket(batch), frozenset())
 
-    def _refresh(self, bucket: int) -> None:
-        """Find the dominated widths of a bucket, and the width that gets through the most images."""
-        self._rows.clear()
-        ready = filter(self.ready, self.widths)
-        self.fastest = min(ready, key=self.seconds_per_image, default=self.widths[0])
+    def _refresh(self, width: Width, bucket: int) -> None:
+        """A cell has changed: find out which widths are dominated at its bucket, and which are the fastest."""
+        self._rows.pop(width, None)
+        self.by_speed = tuple(sorted(filter(self.ready, self.widths), key=self.seconds_per_image))
+        self.fastest = self.by_speed[0] if self.by_speed else self.widths[0]
         measured = [(self._cells[w, bucket].p50_s, -self.accuracy[w], w) for w in self.widths if self.cell(w, bucket)]
         dominated, best = set[Width](), -float("inf")
         for _, inaccuracy, width in sorted(measured):  # of two equals the narrower comes first, and stays

@@ -41,7 +41,8 @@ class RequestQueue:
         late. ``soonest`` tells when an image that allows these widths could be answered."""
         if self._patient:
             instants = {widths: soonest(widths) for widths in self._kinds}
-            for job in [job for job in self._jobs if job.due < min(instants[job.terms.widths], job.terms.deadline)]:
+            early = self._jobs[: bisect_left(self._due, max(instants.values()))]
+            for job in [job for job in early if job.due < min(instants[job.terms.widths], job.terms.deadline)]:
                 self._discard(job)
                 self._insert(job, job.terms.deadline)
 

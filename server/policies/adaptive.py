@@ -15,11 +15,13 @@ late is shed; running it could only harm others.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Callable, Sequence
+from itertools import compress, count
+from operator import not_
+from typing import NamedTuple
 
 from scala_model.width import Width
-from server.latency_profile import LatencyProfile
+from server.latency_profile import LatencyProfile, Row
 from server.policies.deadlines import fastest_of, in_time, margin_s, sizes_for, soonest_of
 from server.policies.plan import Action, Plan
 from server.types import Decision, Load, QueueView
@@ -41,15 +43,32 @@ class Adaptive:
         actions: Sequence[Action] = ()
         if self.plan is not None:
             actions = self.plan.ranked(load.arrival_rate, load.interference, len(alive))
-        options = _Options(queue, load, profile, now, alive, shed, actions)
-        best = options.best()
-        if best is None:
-            return options.hurried()
-        return best if best.width != options.fastest else options.larger(best)
+        return _Options(queue, load, profile, now, alive, shed, actions).decide()
+
+
+class _Crowd(NamedTuple):
+    """Who may run together: places among the living, their deadlines, and the deadlines of those who may not."""
+
+    places: Sequence[int]
+    due: Sequence[float]
+    others_due: Sequence[float]
+
+
+class _Attempt(NamedTuple):
+    """Run those of ``crowd`` from ``given_up`` to ``stop`` in ``seconds``; the more urgent ones would be late."""
+
+    width: int
+    crowd: _Crowd
+    given_up: int
+    stop: int
+    seconds: float
 
 
 class _Options:
-    """What can be done in one situation. ``alive`` are positions in the queue, ``shed`` those that are late anyway."""
+    """What can be done in one situation. ``alive`` are positions in the queue, ``shed`` those that are late anyway.
+
+    Widths are their indices in the profile: to hash or to compare some hundred ``Width`` would take most of the time.
+    """
 
     def __init__(
         self,
@@ -61,94 +80,153 @@ class _Options:
         shed: Sequence[int],
         actions: Sequence[Action],
     ) -> None:
-        self._queue, self._load, self._profile = queue, load, profile
+        self._load, self._profile = load, profile
         self._alive, self._shed, self._actions = alive, shed, actions
+        self._due = [queue.due[i] for i in alive] if shed else queue.due
         self._start = now + load.hop_s + load.respond_s
-        self._allowed = queue.widths[alive[0]]  # the head decides; others join where that costs them no accuracy
         self._sizes = sizes_for(queue.kinds, load, profile)
-        fastest = fastest_of(self._allowed, profile)
+        allowed = queue.widths[alive[0]]  # the head decides; others join where that costs them no accuracy
+        fastest = fastest_of(allowed, profile)
         assert fastest is not None, "or the head would not be alive"
-        self.fastest = fastest
+        self._fastest = profile.widths.index(fastest)
         self._margin_s = margin_s(len(alive), fastest, load, profile)
+        self._crowd_at: Callable[[int], _Crowd]
+        if len(queue.kinds) == 1:
+            everybody = _Crowd(range(len(alive)), self._due, ())
+            self._crowd_at = lambda width: everybody
+        else:
+            self._crowd_at = _Mixed([queue.widths[i] for i in alive], self._due, actions, profile).crowd_at
+        usual = allowed == profile.widths  # 0.1 µs
+        self._rows = [profile.rows(width) if usual or width in allowed else () for width in profile.widths]
 
-    def best(self) -> Decision | None:
+    def decide(self) -> Decision:
+        best = self._best()
+        if best is None:
+            return self._decision(self._hurried(), "hurried")
+        return self._decision(best if best.width != self._fastest else self._larger(best), "adaptive")
+
+    def _best(self) -> _Attempt | None:
         """The feasible action of most worth, less the answers that it gives up."""
         best, best_worth = None, -float("inf")
-        for action in self._actions:
-            if action.worth <= best_worth:
+        place = {size: i for i, size in enumerate(self._profile.buckets)}
+        price = self._profile.accuracy[self._profile.widths[self._fastest]]
+        for width, size, worth in self._actions:
+            if worth <= best_worth:
                 break
-            width = self._profile.widths[action.width]
-            if width in self._allowed and action.batch <= self._profile.max_batch(width):
-                given_up, decision = self._attempt(width, action.batch, "adaptive")
-                worth = action.worth - given_up * self._profile.accuracy[self.fastest]
-                if worth > best_worth and self._others_in_time(decision, given_up):
-                    best, best_worth = decision, worth
+            rows = self._rows[width]
+            if place[size] < len(rows):
+                attempt = self._attempt(width, rows[place[size]])
+                worth -= attempt.given_up * price
+                if worth > best_worth and self._others_in_time(attempt):
+                    best, best_worth = attempt, worth
         return best
 
-    def larger(self, best: Decision) -> Decision:
+    def _larger(self, best: _Attempt) -> _Attempt:
         """The largest feasible batch at the fastest width: when it is best, time is what is short."""
-        for row in reversed(self._profile.rows(self.fastest)):
-            if row.batch <= len(best.batch):
+        for row in reversed(self._rows[self._fastest]):
+            if row.batch <= best.stop - best.given_up:
                 break
-            given_up, decision = self._attempt(self.fastest, row.batch, best.reason)
-            if not given_up and self._others_in_time(decision, 0):
-                return decision
+            attempt = self._attempt(self._fastest, row)
+            if not attempt.given_up and self._others_in_time(attempt):
+                return attempt
         return best
 
-    def hurried(self) -> Decision:
+    def _hurried(self) -> _Attempt:
         """Somebody will be late. The batch at the fastest width that saves the most images a second."""
-        attempts = [self._attempt(self.fastest, row.batch, "hurried") for row in self._profile.rows(self.fastest)]
-        saved = [(len(each.batch) - PROMISED * given_up) / each.predicted_s for given_up, each in attempts]
+        attempts = [self._attempt(self._fastest, row) for row in self._rows[self._fastest]]
+        saved = [(each.stop - each.given_up - PROMISED * each.given_up) / each.seconds for each in attempts]
         best = max(range(len(attempts)), key=saved.__getitem__)
-        return (
-            attempts[best][1]
-            if saved[best] > 0
-            else self._run(self._joining(self.fastest)[:1], self.fastest, "hurried")
-        )
+        if saved[best] > 0:
+            return attempts[best]
+        return _Attempt(self._fastest, self._crowd_at(self._fastest), 0, 1, self._seconds(self._fastest, 1))
 
-    def _attempt(self, width: Width, size: int, reason: str) -> tuple[int, Decision]:
-        """A batch of up to ``size``, and how many more urgent ones it gives up."""
-        members = self._joining(width)
-        finish = self._start + self._load.interference * self._profile.p99(width, min(size, len(members)))
-        first = 0
-        while first < len(members) and self._queue.due[members[first]] < finish:
-            first += 1
-        return first, self._run(members[first : first + size], width, reason)
+    def _attempt(self, width: int, row: Row) -> _Attempt:
+        """A batch of up to this size, without those whom it would make late."""
+        crowd, size = self._crowd_at(width), row.batch
+        count = len(crowd.due)
+        seconds = self._load.interference * row.p99_s if size <= count else self._seconds(width, count)
+        given_up = bisect_left(crowd.due, self._start + seconds)
+        stop = given_up + size
+        if stop > count:
+            stop = count
+            seconds = self._seconds(width, max(1, stop - given_up))
+        return _Attempt(width, crowd, given_up, stop, seconds)
 
-    def _run(self, batch: Sequence[int], width: Width, reason: str) -> Decision:
-        seconds = self._load.interference * self._profile.p99(width, max(1, len(batch)))
-        return Decision(width, batch, self._shed, seconds, reason)
+    def _seconds(self, width: int, batch: int) -> float:
+        return self._load.interference * self._profile.p99(self._profile.widths[width], batch)
 
-    def _others_in_time(self, decision: Decision, given_up: int) -> bool:
+    def _others_in_time(self, attempt: _Attempt) -> bool:
         """Whether those left behind can meet their deadlines once the device is free again."""
-        batch, due = decision.batch, self._queue.due
-        if not batch:
+        width, crowd, given_up, stop, seconds = attempt
+        if stop == given_up:
             return False
-        clock = self._start + decision.predicted_s + (0.0 if decision.width == self.fastest else self._margin_s)
-        if isinstance(batch, range):  # without pins and floors: all that follow
-            return in_time(due, batch.stop, clock, self._sizes)
-        gone = {*batch, *self._joining(decision.width)[:given_up]}
-        return in_time([due[i] for i in self._alive if i not in gone], 0, clock, self._sizes)
+        clock = self._start + seconds
+        if width != self._fastest:
+            clock += self._margin_s
+        end = crowd.places[stop - 1] + 1  # of those before it, only the others stay
+        if end == stop:
+            return in_time(self._due, end, clock, self._sizes)
+        return in_time([*crowd.others_due[: end - stop], *self._due[end:]], 0, clock, self._sizes)
 
-    def _joining(self, width: Width) -> Sequence[int]:
-        """Who may run at ``width``: who allows it, and would not by himself be given a better one."""
-        queue, profile = self._queue, self._profile
-        if len(queue.kinds) == 1:
-            return self._alive
-        joins = {self._allowed: True}
-        for widths in queue.kinds:
-            own = next((profile.widths[a.width] for a in self._actions if profile.widths[a.width] in widths), width)
-            joins.setdefault(widths, width in widths and profile.accuracy[width] >= profile.accuracy[own])
-        return [i for i in self._alive if joins[queue.widths[i]]]
+    def _decision(self, attempt: _Attempt, reason: str) -> Decision:
+        batch = attempt.crowd.places[attempt.given_up : attempt.stop]
+        batch = self._alive[batch.start : batch.stop] if isinstance(batch, range) else [self._alive[i] for i in batch]
+        return Decision(self._profile.widths[attempt.width], batch, self._shed, attempt.seconds, reason)
+
+
+class _Mixed:
+    """Living images that allow different ``widths``, the head's first.
+
+    The tuples are told apart as objects, since to hash one takes 1 µs; equal ones may be several objects.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[tuple[Width, ...]],
+        due: Sequence[float],
+        actions: Sequence[Action],
+        profile: LatencyProfile,
+    ) -> None:
+        self._due, self._accuracy = due, [*profile.accuracy.values()]
+        self._ids = [*map(id, widths)]
+        index = {width: i for i, width in enumerate(profile.widths)}
+        different = dict(zip(self._ids, widths, strict=True))
+        self._kinds = {key: [index[width] for width in allowed] for key, allowed in different.items()}
+        self._head = self._kinds[self._ids[0]]
+        ranked = [*dict.fromkeys(action.width for action in actions)]
+        own = [next((width for width in ranked if width in allowed), None) for allowed in self._kinds.values()]
+        self._own = [0.0 if width is None else self._accuracy[width] for width in own]
+        self._crowds: dict[int, _Crowd] = {}
+        self._those_of: dict[tuple[bool, ...], _Crowd] = {}
+
+    def crowd_at(self, width: int) -> _Crowd:
+        """Who may run at ``width`` with the head: who allows it, and would not by himself be given a better one."""
+        if width not in self._crowds:
+            accuracy = self._accuracy[width]
+            joins = tuple(
+                allowed == self._head or (accuracy >= own and width in allowed)
+                for allowed, own in zip(self._kinds.values(), self._own, strict=True)
+            )
+            if joins not in self._those_of:
+                self._those_of[joins] = self._those(joins)
+            self._crowds[width] = self._those_of[joins]
+        return self._crowds[width]
+
+    def _those(self, joins: Sequence[bool]) -> _Crowd:
+        of_kind = dict(zip(self._kinds, joins, strict=True))
+        mask = [of_kind[key] for key in self._ids]
+        others_due = [*compress(self._due, map(not_, mask))]
+        return _Crowd([*compress(count(), mask)], [*compress(self._due, mask)], others_due)
 
 
 def sort_out(queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> tuple[Sequence[int], Sequence[int]]:
     """Positions of those who may still be answered in time, and of those who cannot be, run alone now at their fastest
     width (or whose widths are not on offer)."""
     soonest = {widths: soonest_of(widths, load, profile, now) for widths in queue.kinds}
-    if len(soonest) == 1:
-        first = bisect_left(queue.due, next(iter(soonest.values())))
-        return range(first, len(queue.due)), range(first)
-    late = [due < soonest[widths] for due, widths in zip(queue.due, queue.widths, strict=True)]
-    places = range(len(late))
-    return [i for i in places if not late[i]], list(compress(places, late))
+    places = range(len(queue.due))
+    first, sure = (bisect_left(queue.due, instant) for instant in (min(soonest.values()), max(soonest.values())))
+    late = [queue.due[i] < soonest[queue.widths[i]] for i in places[first:sure]]
+    if not late:
+        return places[sure:], places[:sure]
+    alive = [i for i, is_late in zip(places[first:sure], late, strict=True) if not is_late]
+    return [*alive, *places[sure:]], [*places[:first], *compress(places[first:sure], late)]

@@ -12,12 +12,15 @@ from server.types import Load, QueueView
 
 Sizes = Sequence[tuple[int, float]]  # batches that the device may run and the seconds they take, the largest first
 
+RACE_S = 1e-4  # an answer that is ready at the instant of its deadline comes after the timer that ends the request
+
 
 def fastest_of(widths: Sequence[Width], profile: LatencyProfile) -> Width | None:
     """The width that gets through the most images; None when none of them is on offer."""
-    if profile.fastest in widths and profile.ready(profile.fastest):
-        return profile.fastest
-    return min(filter(profile.ready, widths), key=profile.seconds_per_image, default=None)
+    for width in profile.by_speed:
+        if width in widths:
+            return width
+    return None
 
 
 def sizes_for(kinds: Iterable[tuple[Width, ...]], load: Load, profile: LatencyProfile) -> Sizes:
@@ -25,11 +28,11 @@ def sizes_for(kinds: Iterable[tuple[Width, ...]], load: Load, profile: LatencyPr
 
     Where some exclude the fastest width, all are counted at the slowest that one of them needs.
     """
-    fastest = {width for widths in kinds if (width := fastest_of(widths, profile)) is not None}
-    if not fastest:
+    needed = {fastest_of(widths, profile) for widths in kinds}
+    slowest = next((width for width in reversed(profile.by_speed) if width in needed), None)
+    if slowest is None:
         return ()
-    rows = profile.rows(max(fastest, key=profile.seconds_per_image))
-    return [(row.batch, load.interference * row.p50_s + load.hop_s) for row in reversed(rows)]
+    return [(row.batch, load.interference * row.p50_s + load.hop_s) for row in reversed(profile.rows(slowest))]
 
 
 def in_time(due: Sequence[float], first: int, clock: float, sizes: Sizes) -> bool:
@@ -37,12 +40,20 @@ def in_time(due: Sequence[float], first: int, clock: float, sizes: Sizes) -> boo
     in the largest batch that meets the earliest instant."""
     while first < len(due):
         patience_s = due[first] - clock
-        batch, seconds = next((size for size in sizes if size[1] <= patience_s), (0, 0.0))
-        if not batch:
+        for batch, seconds in sizes:  # noqa: B007
+            if seconds <= patience_s:
+                break
+        else:
             return False
         first += batch
         clock += seconds
     return True
+
+
+def work_s(images: int, sizes: Sizes) -> float:
+    """Seconds for so many images: in the largest batches, and the rest in the smallest one that holds it."""
+    full, rest = divmod(images, sizes[0][0])
+    return full * sizes[0][1] + (min(seconds for batch, seconds in sizes if batch >= rest) if rest else 0.0)
 
 
 def margin_s(waiting: int, fastest: Width, load: Load, profile: LatencyProfile) -> float:
@@ -81,11 +92,11 @@ def admissible(
     fastest = fastest_of(widths, profile)
     if fastest is None:
         return False
-    clock = max(free_at, decoded_at, now) + load.hop_s + load.respond_s
+    clock = max(free_at, decoded_at, now) + load.respond_s
     sizes = sizes_for({widths, *queue.kinds}, load, profile)
     if queue.due or preparing:
         clock += margin_s(len(queue.due) + preparing + 1, fastest, load, profile)
-        clock += math.ceil(preparing / sizes[0][0]) * sizes[0][1]
+        clock += work_s(preparing, sizes) + RACE_S
     return fits(queue.due, due, clock, sizes)
 
 

@@ -176,8 +176,9 @@ def _worth(choices: Choices, states: Counts, crowd: _Crowd, rate: float) -> Floa
     batch = np.minimum(choices.batch[:, None], waiting).astype(float)
     taken = choices.seconds_for(batch)
     late = crowd.late(waiting, taken, rate)
-    reward = choices.accuracy[:, None] * np.maximum(batch - late, 0)
-    moves = _moves(states, crowd.joined(waiting - np.maximum(batch, late), taken, _arrivals(rate * taken)))
+    served = np.minimum(batch, waiting - late)  # the policy gives up who would be late, and runs others
+    reward: Floats = choices.accuracy[:, None] * served
+    moves = _moves(states, crowd.joined(waiting - late - served, taken, _arrivals(rate * taken)))
     moves = (1 - LULL) * moves + LULL * np.eye(len(states))[0]  # so that every state can lead to every other
     after_empty = np.eye(len(states))[1]
     best, worth = np.argmax(reward / taken, axis=0), reward
@@ -216,8 +217,8 @@ class _Crowd:
         """
         longest = np.minimum(waiting / rate, waiting * self._per_image_s)
         ages = longest[:, None] * (np.arange(AGES) + 0.5) / AGES
-        alive = np.maximum(self._share_above(ages), LEAST_SHARE)
-        in_time: Floats = (self._share_above(ages + taken[..., None]) / alive).mean(-1)
+        # Few have waited for long: who is still there is as likely of an age as a budget is to exceed it.
+        in_time: Floats = self._share_above(ages + taken[..., None]).sum(-1) / self._share_above(ages).sum(-1)
         return waiting * (1 - in_time)
 
     def joined(self, left: Floats, taken: Floats, arrivals: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

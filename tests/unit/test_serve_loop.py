@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,24 +19,28 @@ from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
-from server.policies import Policy
-from server.policies.adaptive import adaptive
-from server.policies.fixed import Fixed
+from server.planner import PlanInputs, Planner
+from server.policies.adaptive import Adaptive
 from server.request_queue import RequestQueue
 from server.serve_loop import EngineHung, ServeLoop
 from server.types import Answer, Job, Terms
 from tests.unit.fake_engine import FakeEngine, usual_seconds
+from tests.unit.situations import plan_that_ranks
 from tests.unit.virtual_time import Clock, run
 
 NARROW, WIDE = Width(0.25), Width(1.0)
 WIDTHS = (NARROW, Width(0.5), WIDE)
 SIZE = 2
+WIDEST_FIRST = [(width, size, 0.01 * (4 * width + size)) for width in (2, 1, 0) for size in (4, 2, 1)]
 
 
 class Bench:
-    """A serve loop and its parts. Unless ``cold``, the profile knows the fake engine: 40 ms at full width."""
+    """A serve loop and its parts. Unless ``cold``, the profile knows the fake engine: 40 ms at full width.
 
-    def __init__(self, clock: Clock, policy: Policy = adaptive, *, cold: bool = False) -> None:
+    Its plan ranks the widest width and the largest batch first, and stays as it is.
+    """
+
+    def __init__(self, clock: Clock, *, cold: bool = False) -> None:
         self.clock, self.engine = clock, FakeEngine(clock)
         self.queue, self.monitor, self.lifecycle, self.metrics = RequestQueue(), LoadMonitor(), Lifecycle(), Metrics()
         self.profile = LatencyProfile({width: 0.5 + float(width) / 5 for width in WIDTHS}, self.engine.max_batch)
@@ -43,9 +48,12 @@ class Bench:
             for batch in self.profile.buckets:
                 self.profile.record(width, batch, [usual_seconds(width, [0] * batch)] * 20)
         self.admission = Admission(self.queue, self.profile, self.monitor, max_images=100, max_body_bytes=1000)
+        self.policy = Adaptive(plan_that_ranks(*WIDEST_FIRST))
+        self.told: list[PlanInputs] = []
+        self.planner = Planner(self.policy, self.profile, self.monitor, WIDTHS, 10.0, 100, self.told.append)
         self.loop = ServeLoop(
             self.engine,
-            policy,
+            self.policy,
             self.queue,
             self.profile,
             self.monitor,
@@ -53,6 +61,7 @@ class Bench:
             self.lifecycle,
             self.metrics,
             SIZE,
+            self.planner,
         )
 
     def put(self, image: int, budget_s: float = 10.0, widths: tuple[Width, ...] = WIDTHS) -> Job:
@@ -64,6 +73,13 @@ class Bench:
 
     def sample(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture(autouse=True)
+def _no_real_plan() -> Iterator[None]:
+    """It would take a tenth of a second for each test."""
+    with mock.patch.object(PlanInputs, "make", return_value=plan_that_ranks(*WIDEST_FIRST)):
+        yield
 
 
 def seen(answer: Answer) -> int:
@@ -94,7 +110,7 @@ def test_every_job_gets_its_own_answer() -> None:
 
 def test_an_answer_tells_how_long_it_waited_and_ran() -> None:
     async def scenario(clock: Clock) -> None:
-        bench = Bench(clock, Fixed(WIDE))
+        bench = Bench(clock)
         asyncio.create_task(bench.loop.serve())  # noqa: RUF006
         jobs = [bench.put(image, widths=(WIDE,)) for image in range(1, 6)]
         first, *_, last = await asyncio.gather(*(job.answer for job in jobs))
@@ -271,7 +287,7 @@ def test_an_engine_that_hangs_fails_the_server_after_ten_times_its_p99_and_at_le
     usual_s: float, watchdog_s: float
 ) -> None:
     async def scenario(clock: Clock) -> None:
-        bench = Bench(clock, Fixed(WIDE))
+        bench = Bench(clock)
         bench.profile.record(WIDE, 1, [usual_s] * 400)
         bench.engine.seconds = lambda width, images: math.inf
         serving = asyncio.create_task(bench.loop.serve())
@@ -315,6 +331,22 @@ def test_the_narrowest_and_the_widest_are_warmed_first_and_then_the_server_has_s
                 pytest.approx(usual_seconds(width, [0] * batch)) for batch in (1, 2, 4)
             ]
         assert bench.sample("scala_batch_size_count") == 0, "the warm-up is no traffic"
+
+    run(scenario)
+
+
+def test_there_is_a_plan_before_the_server_is_ready() -> None:
+    """For the two widths that it can run by then."""
+
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        starting = asyncio.create_task(bench.loop.start())
+        while not bench.lifecycle.started:
+            assert not bench.told
+            await asyncio.sleep(0.001)
+        [inputs] = bench.told
+        assert [len(row) for row in inputs.seconds] == [1, 0, 1]
+        await starting
 
     run(scenario)
 

@@ -14,7 +14,7 @@ from server.profile_store import Key, Table
 from server.serve_loop import RETRY_MEMORY_S, EngineHung
 from server.types import Answer
 from tests.unit.fake_engine import usual_seconds
-from tests.unit.test_serve_loop import NARROW, WIDE, WIDTHS, Bench, outcomes, seen
+from tests.unit.test_serve_loop import NARROW, WIDE, WIDTHS, Bench, _no_real_plan, outcomes, seen  # noqa: F401
 from tests.unit.virtual_time import Clock, run
 
 MIDDLE = Width(0.5)

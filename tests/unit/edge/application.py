@@ -11,7 +11,9 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from unittest import mock
 
 from starlette.types import ASGIApp, Message, Receive
 
@@ -19,6 +21,7 @@ from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.app import assemble
 from server.machine import MachineReader, MachineSample
+from server.planner import PlanInputs
 from server.services import Services
 from server.settings import Settings
 from tests.unit.fake_engine import FakeEngine
@@ -29,6 +32,7 @@ WIDE = Width(1.0)
 CLASSIFY = "/v1/classify"
 BODY_LIMIT, PIXEL_LIMIT = 100_000, 10_000
 IMAGE = png(7)
+made = cache(PlanInputs.make)
 
 
 class QuietMachine(MachineReader):
@@ -165,7 +169,9 @@ class Runner:
                     await asyncio.sleep(1)
                 await scenario(Site(app, services, engine, clock))
 
-        run(whole)
+        # No process runs in virtual time; and all these servers plan for the same few inputs.
+        with mock.patch.object(PlanInputs, "make", made), mock.patch.object(PlanInputs, "make_beside", made):
+            run(whole)
 
 
 def form(*files: bytes, name: str = "file", content_type: str = "image/png") -> tuple[bytes, dict[str, str]]:
