@@ -17,7 +17,7 @@ from scala_model.width import Width
 from server.errors import Impossible, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
-from server.policies.deadlines import admissible, fastest_of, sizes_for
+from server.policies.deadlines import admissible, fastest_of, sizes_for, work_s
 from server.request_queue import RequestQueue
 from server.types import Load, Terms
 
@@ -176,7 +176,7 @@ class Admission:
         """Seconds of work inside, at the fastest width."""
         load = self._monitor.load(time.monotonic())
         sizes = sizes_for(self._queue.view().kinds or {self._profile.widths}, load, self._profile)
-        return math.ceil((len(self._queue) + self.preparing) / sizes[0][0]) * sizes[0][1] if sizes else 0.0
+        return work_s(len(self._queue) + self.preparing, sizes) if sizes else 0.0
 
     def offers(self) -> dict[str, object]:
         return {

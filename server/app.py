@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
 from server.admission import Admission
+from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
 from server.edge import Edge, answer_error
 from server.engine import engine_of
@@ -33,8 +35,9 @@ from server.planner import Planner
 from server.policies import fixed_width, policy_of
 from server.policies.adaptive import Adaptive
 from server.profile_store import Key, ProfileStore, Table, default_folder
+from server.quote import QuoteBook
 from server.request_queue import RequestQueue
-from server.routes import classify, health, model
+from server.routes import classify, health, model, quote
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
@@ -72,10 +75,19 @@ def assemble(
         max_body_bytes=settings.max_body_bytes,
         fixed=fixed,
     )
+    decision_log = _decision_log(settings, checkpoint, profile, metrics)
     planner = None
     if isinstance(policy, Adaptive):
         widths = profile.widths if fixed is None else (fixed,)
-        planner = Planner(policy, profile, monitor, widths, settings.default_budget_ms / 1000, settings.max_queue)
+        planner = Planner(
+            policy,
+            profile,
+            monitor,
+            widths,
+            settings.default_budget_ms / 1000,
+            settings.max_queue,
+            told=(lambda inputs: None) if decision_log is None else decision_log.planned,
+        )
     num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,
@@ -97,8 +109,12 @@ def assemble(
             metrics,
             checkpoint.config.image_size,
             planner,
+            None if decision_log is None else decision_log.decided,
         ),
+        policy=policy,
         planner=planner,
+        decision_log=decision_log,
+        quotes=QuoteBook(),
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
         decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
@@ -112,11 +128,26 @@ def assemble(
         lifespan=_lifespan(services, engine, machine),
         redoc_url=None,
     )
-    for routes in (classify, health, model):
+    for routes in (classify, quote, health, model):
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
+
+
+def _decision_log(
+    settings: Settings, checkpoint: Checkpoint, profile: LatencyProfile, metrics: Metrics
+) -> DecisionLog | None:
+    if settings.decision_log is None:
+        return None
+    return DecisionLog(
+        settings.decision_log,
+        settings.decision_log_bytes,
+        model=checkpoint.card["name"],
+        policy=settings.policy,
+        profile=profile,
+        dropped=metrics.decision_log_dropped.inc,
+    )
 
 
 def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lifespan[FastAPI]:
@@ -125,6 +156,8 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _export(services, engine)
+        if services.decision_log is not None:
+            services.decision_log.start()
         tasks = [
             asyncio.create_task(work)
             for work in (_start(services, engine), services.serve_loop.serve(), _watch(services, engine, machine))
@@ -137,6 +170,8 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
         for task in tasks:
             task.cancel()
         services.serve_loop.close()
+        if services.decision_log is not None:
+            services.decision_log.close()
         services.decoders.shutdown(wait=False, cancel_futures=True)
 
     return lifespan
@@ -149,6 +184,8 @@ async def _start(services: Services, engine: Engine) -> None:
     table = store.read(key)
     log.info("latencies of earlier starts: %s", store.path(key) if table else "none")
     await services.serve_loop.start(table)
+    gc.collect()
+    gc.freeze()  # a full collection would walk over all that was imported: 20 to 50 ms, in which nobody is answered
     if services.serve_loop.measured_anew and len(services.profile.samples()) > 2:
         store.write(Table.of(key, services.profile.samples()))
 

@@ -19,6 +19,9 @@ import typer
 from typer.models import OptionInfo
 
 from scala_model.train.recipe import names
+from server.bench.command import bench
+from server.replay_command import replay
+from server.simulation.command import simulate
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +82,9 @@ def serve(
     engine: EngineFlag = None,
     device: DeviceFlag = None,
     num_threads: NumThreadsFlag = None,
-    policy: Annotated[str | None, _setting("NAME", "adaptive, or fixed:WIDTH for always the same.", "adaptive")] = None,
+    policy: Annotated[
+        str | None, _setting("NAME", "adaptive, fixed:WIDTH for always the same, slackfit or threshold.", "adaptive")
+    ] = None,
     default_budget_ms: Annotated[
         str | None, _setting("MS", "Places requests that name no budget in the queue.", "1000")
     ] = None,
@@ -88,6 +93,8 @@ def serve(
     max_batch: MaxBatchFlag = None,
     max_queue: Annotated[str | None, _setting("N", "Images that may wait; more are refused.", "256")] = None,
     profile_dir: ProfileDirFlag = None,
+    decision_log: Annotated[str | None, _setting("DIR", "Records every decision, for replay.", "no record")] = None,
+    decision_log_bytes: Annotated[str | None, _setting("N", "Bytes that the record may have.", "67108864")] = None,
     drain_grace_s: Annotated[str | None, _setting("S", "Seconds of serving on after SIGTERM.", "5")] = None,
     drain_timeout_s: Annotated[str | None, _setting("S", "Seconds from SIGTERM to leaving anyway.", "30")] = None,
 ) -> None:
@@ -157,6 +164,10 @@ def profile(
         json_file.write_text(line + "\n", encoding="utf-8")
     print_latency(report)
     print(line)
+
+
+for command in (bench, simulate, replay):
+    app.command()(command)
 
 
 @app.command()

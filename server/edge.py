@@ -76,6 +76,8 @@ class Edge:
         if outcome := state.get("outcome"):
             self._metrics.budget.labels(outcome).inc()
             self._metrics.request_duration.labels(state["width"], outcome).observe(seconds)
+            if "terms" in state:
+                self._services.settled(state["terms"], "admitted" in state, outcome)
 
 
 async def _respond(endpoint: Endpoint, request: Request) -> Response:

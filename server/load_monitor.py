@@ -18,6 +18,7 @@ LEAST_GROWS = 1.01  # with each new one: what was short once need not stay possi
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
 INTERFERENCE_WEIGHT, MAX_WEIGHT = 0.15, 0.5  # of one batch: when others are recent, and at most
 SMOOTHING = 0.05
+SHARE_TAU_S, USUAL_COUNT = 5.0, 10.0  # of shares; and what is usual counts as so many events
 
 
 @dataclass(slots=True)
@@ -34,6 +35,23 @@ class DecayingRate:
 
     def value(self, now: float) -> float:
         return self._value * math.exp(-max(0.0, now - self._at) / self.tau_s)
+
+
+@dataclass(slots=True)
+class Share:
+    """In which share of events something is so; those of the last seconds weigh the most."""
+
+    all: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))
+    such: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))
+
+    def add(self, so: bool, now: float) -> None:
+        self.all.add(1.0, now)
+        self.such.add(float(so), now)
+
+    def value(self, now: float, usual: float) -> float:
+        """``usual`` is the share that ten more events are taken to have had."""
+        seen, so = (SHARE_TAU_S * rate.value(now) for rate in (self.all, self.such))
+        return (so + usual * USUAL_COUNT) / (seen + USUAL_COUNT)
 
 
 @dataclass(slots=True)
@@ -75,6 +93,7 @@ class LoadMonitor:
     large: Allowance = field(default_factory=Allowance)  # decoding any other, its wait for a decoder included
     hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
+    promises: Share = field(default_factory=Share)  # of requests that were let in: answered within their budget
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None
     prediction_error: float = 1.0

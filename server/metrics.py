@@ -43,11 +43,17 @@ class Metrics:
             buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0),
             registry=registry,
         )
-        self.prediction_exceeded = Counter(
-            "scala_prediction_exceeded", "Batches that took longer than their predicted p99", registry=registry
+        self.batches = Counter(
+            "scala_batches",
+            "Batches, by whether they took at most their predicted p99",
+            ["within_p99"],
+            registry=registry,
         )
         self.cancelled_before_dispatch = Counter(
             "scala_cancelled_before_dispatch", "Images whose client left before a batch took them", registry=registry
+        )
+        self.decision_log_dropped = Counter(
+            "scala_decision_log_dropped", "Decisions that are missing from the decision log", registry=registry
         )
         self.model_info = Gauge("scala_model_info", "The checkpoint", ["name", "sha256"], registry=registry)
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)

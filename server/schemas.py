@@ -63,6 +63,17 @@ class Classifications(BaseModel):
     request_id: str
 
 
+class Quote(BaseModel):
+    """What a request with this budget would get, were it here now."""
+
+    budget_ms: float
+    admitted: bool = Field(description="Whether it would be let in")
+    width: float | None = Field(description="The width that it would meet if nobody else came; null if refused")
+    expected_accuracy: float | None = Field(description="Top-1 of that width, 0 to 1; null if never measured")
+    chance: float = Field(description="Chance of an answer in time, by what became of recent quotes and requests")
+    reason: str | None = Field(description="Why it would be refused")
+
+
 class Latency(BaseModel):
     """Milliseconds, on this machine when it is idle."""
 

@@ -27,7 +27,7 @@ from server.policies import Policy
 from server.policies.deadlines import soonest_of
 from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
-from server.types import Answer, Decision, Job, Probabilities
+from server.types import Answer, Decision, Job, Load, Probabilities, QueueView
 
 SURPRISE = 2.0  # times as slow or as fast as remembered, and a cell is measured anew
 LOADERS = 2  # widths that are loaded at once: seven took 1.4 s instead of 2.0 on two cores
@@ -38,6 +38,7 @@ RESTARTING = "The engine failed and the server is restarting; try again in a sec
 LOAD_S = 300.0  # after which a width that is still being loaded is taken for a hang
 RETRY_MEMORY_S = 30.0  # then a cell that ran out of memory is tried again
 MAX_FAILURES = 3  # in a row; then the engine is taken for poisoned
+Record = Callable[[QueueView, Load, float, Decision], None]  # hears of every decision and what it was made from
 log = logging.getLogger("scala.serve")
 
 
@@ -60,7 +61,9 @@ class ServeLoop:
         metrics: Metrics,
         image_size: int,
         planner: Planner | None = None,
+        record: Record | None = None,
     ) -> None:
+        self._tell = record
         self._planner = planner
         self._engine, self._policy, self._queue, self._profile = engine, policy, queue, profile
         self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
@@ -80,6 +83,8 @@ class ServeLoop:
             load = self._monitor.load(now)
             self._queue.postpone_overdue(partial(soonest_of, load=load, profile=self._profile, now=now))
             decision = self._policy(self._queue.view(), load, self._profile, now)
+            if self._tell is not None:
+                self._tell(self._queue.view(), load, now, decision)
             jobs, refused = self._take(decision)
             for job in refused:
                 _settle(job, self._admission.shed("Even the narrowest width would be late"))
@@ -279,7 +284,8 @@ class ServeLoop:
         self._metrics.engine_seconds.labels("wasted").inc(wasted * seconds)
         self._metrics.engine_seconds.labels("answered").inc((1 - wasted) * seconds)
         self._metrics.prediction_ratio.observe(seconds / median_s)
-        self._metrics.prediction_exceeded.inc(seconds > decision.predicted_s)
+        within_p99 = seconds <= decision.predicted_s
+        self._metrics.batches.labels(str(within_p99).lower()).inc()
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.admission import Admission
+from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
 from server.planner import Planner
+from server.policies import Policy
+from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
 from server.settings import Settings
@@ -36,7 +39,10 @@ class Services:
     queue: RequestQueue
     admission: Admission
     serve_loop: ServeLoop
+    policy: Policy
     planner: Planner | None
+    decision_log: DecisionLog | None
+    quotes: QuoteBook
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore
@@ -90,6 +96,14 @@ class Services:
             self.metrics.stage_duration.labels("queue").observe(answer.queue_s)
             self.metrics.stage_duration.labels("inference").observe(answer.inference_s)
             self.monitor.answered(self.profile.accuracy[answer.width])
+
+    def settled(self, terms: Terms, admitted: bool, outcome: str) -> None:
+        """A request is over. What became of those that named a budget is what quotes are learned from."""
+        if terms.order_by == terms.deadline and outcome != "cancelled":
+            in_time, now = outcome == "met", time.monotonic()
+            if admitted:
+                self.monitor.promises.add(in_time, now)
+            self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)
 
     def expected_accuracy(self) -> float:
         """Of recent answers, smoothed; of the most accurate width before there was one."""

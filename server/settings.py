@@ -61,8 +61,11 @@ def _folder(value: object) -> Path:
 def _policy(value: object) -> str:
     """The form only: whether a width was trained is for the checkpoint to say."""
     kind, _, width = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if value != "adaptive" and not (kind == "fixed" and _NUMBER.fullmatch(width) and 0 < float(width) <= 1):
-        raise ValueError("must be 'adaptive' or 'fixed:<width>' with a width in (0, 1], such as 'fixed:0.5'")
+    fixed = kind == "fixed" and _NUMBER.fullmatch(width) and 0 < float(width) <= 1
+    if value not in ("adaptive", "slackfit", "threshold") and not fixed:
+        raise ValueError(
+            "must be adaptive, slackfit, threshold, or fixed:<width> with a width in (0, 1], such as fixed:0.5"
+        )
     return str(value)
 
 
@@ -116,6 +119,10 @@ class Settings(BaseModel):
     """Images that may be inside at once: decoded, waiting or run."""
     profile_dir: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder that keeps measured latencies for the next start; by default scala-serve in the user's cache."""
+    decision_log: Annotated[Path, BeforeValidator(_folder)] | None = None
+    """Folder that records every decision with its inputs, this server's alone; by default none is recorded."""
+    decision_log_bytes: Annotated[int, _whole(2**20, 2**40)] = 64 * 2**20
+    """Bytes that the decision log may have; the oldest decisions are deleted."""
 
     drain_grace_s: Annotated[float, _number(0, 3600)] = 5.0
     """Seconds after SIGTERM for which new requests are still served."""

@@ -35,7 +35,7 @@ async def classify(request: Request) -> Response:
     """Classify one image, or several, with the most accurate width that fits the budget and the present load."""
     services: Services = request.scope["state"]["services"]
     services.lifecycle.check_serving()
-    terms = read_terms(request, services)
+    terms = request.scope["state"]["terms"] = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
     images: list[bytes] = []
     jobs: list[Job] = []
@@ -44,6 +44,7 @@ async def classify(request: Request) -> Response:
         num_bytes = read_content_length(request.headers)
         with services.admission.permit(num_bytes) as permit:
             services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
+            request.scope["state"]["admitted"] = True
             async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
                 with client.watched(limit):

@@ -1,4 +1,4 @@
-"""What OpenAPI says of ``/v1/classify``, whose handler reads its request itself."""
+"""What OpenAPI says of the routes whose handlers read their requests themselves."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ _ERRORS = {
     429: "Refused for load; see Retry-After",
     503: "Starting or draining",
     504: "The deadline passed",
+}
+
+QUOTE: dict[str, Any] = {
+    "responses": {
+        400: {"model": Problem, "description": "No budget, or one that makes no sense"},
+        503: {"model": Problem, "description": "Starting or draining"},
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "budget_ms",
+                "in": "query",
+                "required": True,
+                "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 600000},
+                "description": "Milliseconds that a request may take",
+            }
+        ]
+    },
 }
 
 CLASSIFY: dict[str, Any] = {

@@ -54,6 +54,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "max_batch": None,
         "max_queue": 256,
         "profile_dir": None,
+        "decision_log": None,
+        "decision_log_bytes": 67108864,
         "drain_grace_s": 5,
         "drain_timeout_s": 30,
     }
@@ -95,6 +97,8 @@ def test_every_setting_can_be_given_as_text() -> None:
         "max_batch": "8",
         "max_queue": "16",
         "profile_dir": "cache",
+        "decision_log": "decisions",
+        "decision_log_bytes": "2000000",
         "drain_grace_s": "0",
         "drain_timeout_s": ".5",
     }
@@ -104,6 +108,7 @@ def test_every_setting_can_be_given_as_text() -> None:
         "log_level": "debug",
         "checkpoint": Path("some/folder"),
         "profile_dir": Path("cache"),
+        "decision_log": Path("decisions"),
         "default_budget_ms": 250.0,
         "drain_timeout_s": 0.5,
     }
@@ -146,6 +151,8 @@ def test_every_setting_is_described() -> None:
         *(("host", value) for value in (" ", "a b", "http://x", "[::1]", 1)),
         ("checkpoint", 1),
         ("profile_dir", 1),
+        ("decision_log", 1),
+        *(("decision_log_bytes", value) for value in (0, "1048575", "64M")),
         ("log_level", "loud"),
         *(("workers", value) for value in (0, 2, "2", True, "x")),
     ],

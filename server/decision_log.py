@@ -1,0 +1,230 @@
+"""Every decision with its inputs, as lines of JSON on disk: enough to derive each of them again, see ``replay.py``.
+
+A line is an object whose one key tells what it holds:
+
+    header     who decides: model, policy, widths, their accuracies, and the batch sizes of the latency profile
+    profile    every cell of it that there is: [width, batch size, p50_s, p99_s]
+    cells      those of them whose seconds have changed since
+    plan       what the adaptive policy's plan is made from (``PlanInputs``); null as long as there is none
+    decision   queue, load and instant as the policy saw them, and what it decided
+    gap        so many decisions are missing here, because the disk did not keep up
+
+A file begins with header, profile and plan, and behind a gap come profile and plan: to go on, nothing is needed of what
+was deleted or lost before. Floats are written in full, so that they are read back bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from scala_model.width import Width
+from server.latency_profile import LatencyProfile
+from server.planner import PlanInputs
+from server.types import Decision, Load, QueueView
+
+FORMAT = 1
+PATTERN = "decisions-*.jsonl"  # sorted by name, they are in the order in which they were written
+NUM_FILES = 8  # that share the bytes allowed
+MAX_PENDING_BYTES = 8 * 2**20  # not written yet; then decisions are dropped
+WRITE_EVERY_S = 0.1
+CLOSE_S = 1.0  # for what is still pending when the server leaves
+LOAD_FIELDS = [field.name for field in fields(Load)]
+# Lines are made on the event loop: 40 µs for a decision about 20 images and the cell that changed before it.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+log = logging.getLogger("scala.serve")
+
+
+class DecisionLog:
+    """Hears of plans and decisions on the event loop; a thread of its own writes them, ``max_bytes`` in all at most.
+
+    ``model`` and ``policy`` are names, ``profile`` is what the decisions see. ``dropped`` is told, from either thread,
+    how many decisions were not written. A folder that cannot be written ends the log with one warning.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        *,
+        model: str,
+        policy: str,
+        profile: LatencyProfile,
+        dropped: Callable[[int], object],
+    ) -> None:
+        self._profile, self._dropped = profile, dropped
+        self._about = {
+            "format": FORMAT,
+            "model": model,
+            "policy": policy,
+            "widths": [float(width) for width in profile.widths],
+            "accuracies": list(profile.accuracy.values()),
+            "buckets": list(profile.buckets),
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        self._writer = _Writer(folder, max_bytes, dropped)
+        self._file_bytes = max_bytes // NUM_FILES
+        self._filled = self._file_bytes  # so that the first decision begins a file
+        self._part = self._missing = 0
+        self._places: list[tuple[Width, int]] = []  # the cells, and ...
+        self._seconds: list[tuple[float, float]] = []  # ... p50 and p99 of each, as the last record told them
+        self._plan: PlanInputs | None = None
+        self._plan_is_new = False
+
+    def start(self) -> None:
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what is pending, for a second at most."""
+        self._writer.close()
+
+    def planned(self, inputs: PlanInputs) -> None:
+        """From the next decision on, the policy follows the plan that these make."""
+        self._plan, self._plan_is_new = inputs, True
+
+    def decided(self, queue: QueueView, load: Load, now: float, decision: Decision) -> None:
+        """The profile is read now: it must be the one that the policy has just seen."""
+        if self._writer.failed:
+            self._dropped(1)
+            return
+        decided = _decision(queue, load, now, decision)
+        before = self._state() if self._missing else self._news()
+        opens = self._filled + len(before) + len(decided) > self._file_bytes
+        if opens:
+            before = _line("header", self._about | {"part": self._part + 1}) + self._state()
+        text = before + decided
+        if len(text) > self._file_bytes or not self._writer.take(text, opens):
+            self._missing += 1
+            self._dropped(1)
+            return
+        self._missing = 0
+        self._part += opens
+        self._filled = len(text) + (0 if opens else self._filled)
+
+    def _state(self) -> str:
+        """All that the next decision depends on and does not say itself, and how many are missing before it."""
+        gap = _line("gap", self._missing) if self._missing else ""
+        cells = self._profile.cells()
+        self._places, self._seconds = list(cells), [(cell.p50_s, cell.p99_s) for cell in cells.values()]
+        told = [_cell(place, seconds) for place, seconds in zip(self._places, self._seconds, strict=True)]
+        self._plan_is_new = False
+        return gap + _line("profile", told) + _line("plan", self._plan and asdict(self._plan))
+
+    def _news(self) -> str:
+        """What of it has changed."""
+        cells = self._profile.cells()
+        if self._plan_is_new or list(cells) != self._places:  # seldom
+            return self._state()
+        before, self._seconds = self._seconds, [(cell.p50_s, cell.p99_s) for cell in cells.values()]
+        if self._seconds == before:
+            return ""
+        told = zip(self._places, self._seconds, before, strict=True)
+        return _line("cells", [_cell(place, now) for place, now, then in told if now != then])
+
+
+def _cell(place: tuple[Width, int], seconds: tuple[float, float]) -> list[float]:
+    width, bucket = place
+    return [float(width), bucket, *seconds]
+
+
+def _decision(queue: QueueView, load: Load, now: float, decision: Decision) -> str:
+    """``kind_of`` tells which of ``kinds``, the widths that somebody allows, each image allows; left out for one."""
+    kinds = list(queue.kinds)
+    index = {widths: i for i, widths in enumerate(kinds)}
+    return _line(
+        "decision",
+        {
+            "now": now,
+            "load": {name: getattr(load, name) for name in LOAD_FIELDS},
+            "due": list(queue.due),
+            "kinds": [[float(width) for width in widths] for widths in kinds],
+            **({"kind_of": [index[widths] for widths in queue.widths]} if len(kinds) > 1 else {}),
+            "width": float(decision.width),
+            "batch": list(decision.batch),
+            "shed": list(decision.shed),
+            "predicted_s": decision.predicted_s,
+            "reason": decision.reason,
+        },
+    )
+
+
+def _line(kind: str, value: Any) -> str:
+    return _encode({kind: value}) + "\n"
+
+
+class _Writer(threading.Thread):
+    """Appends texts, each of one decision, to files of a folder; deletes the oldest before they are too many."""
+
+    def __init__(self, folder: Path, max_bytes: int, dropped: Callable[[int], object]) -> None:
+        super().__init__(name="decision-log", daemon=True)
+        self._folder, self._dropped = folder, dropped
+        self._max_old_bytes = max_bytes - max_bytes // NUM_FILES
+        self._names = (f"decisions-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}", ".jsonl")
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._pending: list[tuple[bool, str]] = []
+        self._pending_bytes = 0
+        self.failed = False
+        self._file: IO[str] | None = None
+        self._num_opened = 0
+
+    def take(self, text: str, opens: bool) -> bool:
+        """Whether there was room for it; ``opens``: it begins a new file."""
+        with self._lock:
+            if self.failed or self._pending_bytes + len(text) > MAX_PENDING_BYTES:
+                return False
+            self._pending.append((opens, text))
+            self._pending_bytes += len(text)
+            return True
+
+    def run(self) -> None:
+        """Looks a few times a second: to be woken for every decision would take the interpreter from the event loop."""
+        while not self._closing.wait(WRITE_EVERY_S):
+            self._write_pending()
+        self._write_pending()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self.is_alive():
+            self.join(CLOSE_S)
+
+    def _write_pending(self) -> None:
+        with self._lock:
+            pending, self._pending, self._pending_bytes = self._pending, [], 0
+        try:
+            for opens, text in pending:
+                if opens:
+                    self._open_next()
+                assert self._file is not None, "the first text opens a file"
+                self._file.write(text)
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            with self._lock:
+                self.failed = True
+                unwritten, self._pending = [*pending, *self._pending], []
+            self._dropped(len(unwritten))
+            log.warning("decisions are not recorded any more: %s", error)
+
+    def _open_next(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        sizes = {path: path.stat().st_size for path in sorted(self._folder.glob(PATTERN))}
+        while sum(sizes.values()) > self._max_old_bytes:
+            oldest = next(iter(sizes))
+            oldest.unlink()
+            del sizes[oldest]
+        self._num_opened += 1
+        path = self._folder / f"{self._names[0]}-{self._num_opened:06d}{self._names[1]}"
+        self._file = path.open("x", encoding="ascii")

@@ -1,0 +1,100 @@
+"""What a budget would buy now: the width that an image let in at this moment would meet, and its chance. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Sequence
+from copy import copy
+from typing import TypeVar
+
+from scala_model.width import Width
+from server.latency_profile import LatencyProfile
+from server.load_monitor import Share
+from server.policies import Policy
+from server.policies.deadlines import fastest_of
+from server.types import Load, QueueView
+
+MAX_STEPS = 32  # decisions that are foreseen, 1 to 2 ms of work; behind so many batches time is short
+MAX_OPEN = 100  # quotes whose request has not ended yet
+CLOSE_S = 1.0  # from a quote to the arrival of a request that it may have been for
+SAME_S = 1e-6  # budgets that differ by less are one
+USUAL_KEPT = 0.99  # share of the requests that were let in which are answered in time, before anything was seen
+T = TypeVar("T")
+
+
+class QuoteBook:
+    """How true quotes are: each is held against the next request of its budget.
+
+    Between the two others come and go, so that some that would have been let in are refused, and the other way round.
+    """
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[float, float, bool]] = deque(maxlen=MAX_OPEN)  # budget, instant, admitted
+        self._shares = {True: Share(), False: Share()}
+
+    def chance(self, admitted: bool, promises: Share, now: float) -> float:
+        """That a request would be answered in time, where ``admitted`` says whether it would be let in at this moment.
+
+        It is the share of such quotes before it, because nothing else was calibrated: how long batches take beside
+        their medians tells little, as those that fail mostly give way to more urgent images that come later. Before
+        there are quotes, it is the share of ``promises`` kept to those that were let in, and 0 for the others.
+        """
+        usual = promises.value(now, USUAL_KEPT) if admitted else 0.0
+        return self._shares[admitted].value(now, usual)
+
+    def given(self, budget_s: float, admitted: bool, now: float) -> None:
+        self._open.append((budget_s, now, admitted))
+
+    def ended(self, budget_s: float, arrival: float, in_time: bool, now: float) -> None:
+        """A request of this budget that came at ``arrival`` is over."""
+        for quote in self._open:
+            if abs(quote[0] - budget_s) < SAME_S and 0 <= arrival - quote[1] < CLOSE_S:
+                self._open.remove(quote)
+                self._shares[quote[2]].add(in_time, now)
+                return
+
+
+def width_foreseen(
+    due: float,
+    widths: tuple[Width, ...],
+    queue: QueueView,
+    load: Load,
+    profile: LatencyProfile,
+    policy: Policy,
+    *,
+    starts_at: float,
+) -> Width:
+    """The width at which ``policy`` would run an image due at ``due`` if nobody else came, from ``starts_at`` on.
+
+    One of ``widths`` must be on offer: the fastest, where the policy does not come to the image in 32 decisions, or
+    would shed it. Batches take their median. The policy itself, which may remember what it decides, does not notice.
+    """
+    policy, clock, place = copy(policy), starts_at, bisect_right(queue.due, due)
+    waiting = _counted(_inserted(queue.due, place, due), _inserted(queue.widths, place, widths))
+    for _ in range(MAX_STEPS):
+        decision = policy(waiting, load, profile, clock)
+        if place in decision.batch:
+            return decision.width
+        if place in decision.shed:
+            break
+        gone = {*decision.batch, *decision.shed}
+        if decision.batch:
+            clock += load.hop_s + load.interference * profile.p50(decision.width, len(decision.batch))
+        waiting = _counted(_without(waiting.due, gone), _without(waiting.widths, gone))
+        place -= sum(other < place for other in gone)
+    fastest = fastest_of(widths, profile)
+    assert fastest is not None, "or the image would not have been let in"
+    return fastest
+
+
+def _counted(due: Sequence[float], widths: Sequence[tuple[Width, ...]]) -> QueueView:
+    return QueueView(due, widths, Counter(widths))
+
+
+def _inserted(items: Sequence[T], place: int, item: T) -> list[T]:
+    return [*items[:place], item, *items[place:]]
+
+
+def _without(items: Sequence[T], gone: set[int]) -> list[T]:
+    return [item for i, item in enumerate(items) if i not in gone]
