@@ -141,7 +141,7 @@ def test_every_setting_is_described() -> None:
         *(("max_batch", value) for value in ("0", 0, 4097, "none")),
         *((name, 0) for name in ("max_body_bytes", "max_pixels", "max_queue", "num_threads")),
         *((name, value) for name in ("drain_grace_s", "drain_timeout_s") for value in (-0.1, math.nan, 3601)),
-        *(("policy", value) for value in ("slackfit", "threshold", "fixed", "fixed:", "Adaptive", "adaptive:0.5", 0.5)),
+        *(("policy", value) for value in ("slack", "bands", "fixed", "fixed:", "Adaptive", "adaptive:0.5", 0.5)),
         *(
             ("policy", f"fixed:{width}")
             for width in ("0", "1.01", "-0.5", "nan", "1e-999999999", "1/2", " 0.5", "wide")
@@ -168,7 +168,7 @@ def test_a_wrong_value_is_named_with_its_source_and_what_is_accepted(name: str, 
 
 def test_refusals_say_what_there_is() -> None:
     assert problem({"engine": "onnx"}).endswith("must be 'auto', 'openvino', 'torch' or 'cuda_graphs'")
-    assert "'adaptive' or 'fixed:<width>'" in problem({"policy": "slackfit"})
+    assert "adaptive, slackfit, threshold, or fixed:<width>" in problem({"policy": "slack"})
     assert problem({"port": "80a"}).endswith("must be a whole number from 0 to 65535")
     assert "one process, one device, one engine thread; more GPUs or machines = more replicas" in problem(
         {"workers": 2}
