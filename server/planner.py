@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,9 @@ QUANTILES = (np.arange(16) + 0.5) / 16  # of the budgets
 EVERY_S, PAUSE_S, SMOOTHING = 0.5, 2.0, 0.3  # what passes within a second or two is not worth a plan
 LOWEST_PRIORITY = 19
 LEAST_BUDGET_S = 0.001
+# Where less than the first share of promises is kept, plans count on ever less of a budget; above the second, on more.
+# A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
+BROKEN, KEPT, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.95, 1.01, 0.3
 LATENCY_CHANGE, BUDGET_CHANGE = 1.2, 1.3  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
@@ -85,6 +89,7 @@ class Planner:
         self._policy, self._profile, self._monitor, self._widths = policy, profile, monitor, widths
         self._default_budget_s, self._max_waiting, self._told = default_budget_s, max_waiting, told
         self._overhead_s = self._respond_s = 0.0
+        self._share = 1.0  # of a budget that is counted on
         self._inputs: PlanInputs | None = None
 
     def refresh(self) -> None:
@@ -121,8 +126,13 @@ class Planner:
         monitor = self._monitor
         self._overhead_s += SMOOTHING * (monitor.hop.mean_s - self._overhead_s)
         self._respond_s += SMOOTHING * (monitor.respond.mean_s - self._respond_s)
+        kept = monitor.promises.value(time.monotonic(), KEPT)
+        if kept < BROKEN:
+            self._share = max(LEAST_SHARE, LESS * self._share)
+        elif kept > KEPT:
+            self._share = min(1.0, MORE * self._share)
         rows = [self._profile.rows(w) if w in self._widths else () for w in self._profile.widths]
-        budgets = np.array(monitor.budgets_s or [self._default_budget_s]) - self._respond_s
+        budgets = self._share * np.array(monitor.budgets_s or [self._default_budget_s]) - self._respond_s
         return PlanInputs(
             tuple(tuple((row.batch, row.p50_s) for row in cells) for cells in rows),
             tuple(self._profile.accuracy.values()),
