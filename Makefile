@@ -7,7 +7,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test lint bench-engine bench-agreement format lock clean
+.PHONY: help install serve test lint bench-engine bench-agreement bench-adaptive simulate simulate-full format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,15 @@ bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes o
 
 bench-agreement: $(VENV)/.dev ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
 	$(BIN)/python -m benchmarks.agreement $(ARGS)
+
+bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 13 minutes on an idle machine
+	$(BIN)/python -m benchmarks.adaptive $(ARGS)
+
+simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 10 minutes
+	$(BIN)/scala-serve simulate $(ARGS)
+
+simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
+	$(BIN)/scala-serve simulate --full $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .

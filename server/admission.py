@@ -131,18 +131,20 @@ class Admission:
                 extra=self.offers(),
             )
 
-    def check_in_time(self, terms: Terms, *, undecoded_bytes: int | None = None) -> None:
-        """Raises Shed when it would be late now, or make others late, even at the fastest width.
+    def check_in_time(self, terms: Terms, *, undecoded_bytes: int | None = None) -> float:
+        """The instant by which it can be answered: ``order_by``, or else ``deadline``, of whoever names no budget.
 
-        ``undecoded_bytes``: size of a body that has yet to be decoded.
+        ``undecoded_bytes``: size of a body that has yet to be decoded. Raises Shed when it would be late now, or make
+        others late, even at the fastest width.
         """
         now = time.monotonic()
         self._fastest(terms.widths)
         load = self._monitor.load(now)
         decode_s = 0.0 if undecoded_bytes is None else self._monitor.decode(undecoded_bytes).value_s(now)
-        instants = {terms.order_by, terms.deadline}  # whoever names no budget may also come later
-        if not any(self._admissible(due, terms.widths, load, now, now + decode_s) for due in instants):
-            raise self.shed("Even the narrowest width would be late")
+        for due in sorted({terms.order_by, terms.deadline}):
+            if self._admissible(due, terms.widths, load, now, now + decode_s):
+                return due
+        raise self.shed("Even the narrowest width would be late")
 
     def _admissible(self, due: float, widths: tuple[Width, ...], load: Load, now: float, decoded_at: float) -> bool:
         return admissible(

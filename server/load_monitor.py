@@ -93,6 +93,7 @@ class LoadMonitor:
     large: Allowance = field(default_factory=Allowance)  # decoding any other, its wait for a decoder included
     hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
+    in_time: Share = field(default_factory=Share)  # of requests with a budget, refused for load or not
     promises: Share = field(default_factory=Share)  # of requests that were let in: answered within their budget
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None

@@ -25,9 +25,9 @@ QUANTILES = (np.arange(16) + 0.5) / 16  # of the budgets
 EVERY_S, PAUSE_S, SMOOTHING = 0.5, 2.0, 0.3  # what passes within a second or two is not worth a plan
 LOWEST_PRIORITY = 19
 LEAST_BUDGET_S = 0.001
-# Where less than the first share of promises is kept, plans count on ever less of a budget; above the second, on more.
-# A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
-BROKEN, KEPT, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.95, 1.01, 0.3
+# Where a smaller share of requests is answered in time than the first, plans count on ever less of a budget; above the
+# second, on more. A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
+FEW, USUAL, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.9, 1.02, 0.3
 LATENCY_CHANGE, BUDGET_CHANGE = 1.2, 1.3  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
@@ -126,10 +126,10 @@ class Planner:
         monitor = self._monitor
         self._overhead_s += SMOOTHING * (monitor.hop.mean_s - self._overhead_s)
         self._respond_s += SMOOTHING * (monitor.respond.mean_s - self._respond_s)
-        kept = monitor.promises.value(time.monotonic(), KEPT)
-        if kept < BROKEN:
+        in_time = monitor.in_time.value(time.monotonic(), USUAL)
+        if in_time < FEW:
             self._share = max(LEAST_SHARE, LESS * self._share)
-        elif kept > KEPT:
+        elif in_time > USUAL:
             self._share = min(1.0, MORE * self._share)
         rows = [self._profile.rows(w) if w in self._widths else () for w in self._profile.widths]
         budgets = self._share * np.array(monitor.budgets_s or [self._default_budget_s]) - self._respond_s

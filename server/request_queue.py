@@ -25,8 +25,9 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def put(self, job: Job) -> None:
-        self._insert(job, job.terms.order_by)
+    def put(self, job: Job, due: float | None = None) -> None:
+        """By default, its ``order_by`` is its place."""
+        self._insert(job, job.terms.order_by if due is None else due)
         job.answer.add_done_callback(lambda _: self._discard(job))
         self._arrived.set()
 

@@ -101,6 +101,7 @@ class Services:
         """A request is over. What became of those that named a budget is what quotes are learned from."""
         if terms.order_by == terms.deadline and outcome != "cancelled":
             in_time, now = outcome == "met", time.monotonic()
+            self.monitor.in_time.add(in_time, now)
             if admitted:
                 self.monitor.promises.add(in_time, now)
             self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)

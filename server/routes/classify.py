@@ -76,10 +76,10 @@ async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs:
         queued_at = time.monotonic()
         services.arrived(terms)
         services.lifecycle.check_serving()
-        services.admission.check_in_time(terms)
+        due = services.admission.check_in_time(terms)
         job = Job(terms, pixels, queued_at)
         jobs.append(job)
-        services.queue.put(job)
+        services.queue.put(job, due)
         return Timed(await job.answer, queued_at - started)
     except RequestError as error:
         return error
