@@ -12,8 +12,6 @@ from server.types import Load, QueueView
 
 Sizes = Sequence[tuple[int, float]]  # batches that the device may run and the seconds they take, the largest first
 
-RACE_S = 1e-4  # an answer that is ready at the instant of its deadline comes after the timer that ends the request
-
 
 def fastest_of(widths: Sequence[Width], profile: LatencyProfile) -> Width | None:
     """The width that gets through the most images; None when none of them is on offer."""
@@ -96,7 +94,7 @@ def admissible(
     sizes = sizes_for({widths, *queue.kinds}, load, profile)
     if queue.due or preparing:
         clock += margin_s(len(queue.due) + preparing + 1, fastest, load, profile)
-        clock += work_s(preparing, sizes) + RACE_S
+        clock += work_s(preparing, sizes)
     return fits(queue.due, due, clock, sizes)
 
 

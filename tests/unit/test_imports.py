@@ -16,17 +16,6 @@ TORCH, HTTP = {"torch"}, {"fastapi", "starlette", "uvicorn"}
 TORCH_ENGINES = {
     f"server.engine.{name}" for name in ("torch_engine", "cuda_graphs", "serving_forward", "device_errors")
 }
-POLICY_MODULES = [
-    "server.types",
-    "server.errors",
-    "server.request_queue",
-    "server.load_monitor",
-    "server.latency_profile",
-    "server.profile_store",
-    "server.policies",
-    "server.policies.adaptive",
-    "server.policies.fixed",
-]
 
 
 def modules_of(package: str) -> dict[str, Path]:
@@ -36,6 +25,17 @@ def modules_of(package: str) -> dict[str, Path]:
 
 
 MODULES = modules_of("scala_model") | modules_of("server")
+POLICY_MODULES = [
+    "server.types",
+    "server.errors",
+    "server.request_queue",
+    "server.load_monitor",
+    "server.latency_profile",
+    "server.profile_store",
+    "server.planner",
+    *(module for module in MODULES if module.startswith("server.policies")),
+]
+NOT_SERVING = ("server.simulation", "server.bench", "server.replay")  # and nothing of theirs is loaded to serve
 
 
 @cache
@@ -68,21 +68,29 @@ def packages(names: Iterable[str]) -> set[str]:
 
 def loaded_with(module: str) -> set[str]:
     """The packages that importing a module leads to through modules of ours."""
-    seen, todo, found = {module}, [module], set[str]()
+    return packages(reached_from(module, at_import=True))
+
+
+def reached_from(module: str, *, at_import: bool) -> set[str]:
+    """The names that a module imports, and those that modules of ours among them import, and so on."""
+    seen, todo = {module}, [module]
     while todo:
         name = todo.pop()
-        names = imported(name, at_import=True) | {name.rpartition(".")[0] or name}
-        found |= packages(names)
+        names = imported(name, at_import=at_import) | {name.rpartition(".")[0] or name}
         todo += [other for other in names if other in MODULES and other not in seen]
-        seen.update(names)
-    return found
+        seen |= names
+    return seen
 
 
 def loaded_after(*modules: str) -> set[str]:
     """The packages that a fresh interpreter holds after importing ``modules``."""
+    return packages(modules_after(*modules))
+
+
+def modules_after(*modules: str) -> set[str]:
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return packages(done.stdout.split())
+    return set(done.stdout.split())
 
 
 # -- by reading the source
@@ -122,6 +130,14 @@ def test_the_server_loads_torch_only_to_serve_with_it() -> None:
             assert "torch" not in loaded_with(module), module
 
 
+def test_serving_knows_nothing_of_simulation_load_generator_and_replay() -> None:
+    """Not even inside its functions."""
+    for root in ("server.app", "server.planner", "server.lifecycle"):
+        reached = reached_from(root, at_import=False)
+        assert {"server.policies.adaptive", "server.latency_profile"} <= reached
+        assert not [name for name in reached if name.startswith(NOT_SERVING)], root
+
+
 # -- by importing it
 
 
@@ -133,3 +149,9 @@ def test_the_application_is_imported_without_torch() -> None:
     loaded = loaded_after("server.app", "server.lifecycle", "server.cli", "server.engine.contract")
     assert "torch" not in loaded
     assert "fastapi" in loaded
+
+
+def test_serving_loads_neither_simulation_nor_load_generator_nor_replay() -> None:
+    loaded = modules_after("server.app", "server.lifecycle")
+    assert "server.policies.adaptive" in loaded
+    assert not [name for name in loaded if name.startswith(NOT_SERVING)]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from scala_model.width import Width
-from server.latency_profile import SAMPLES, LatencyProfile, buckets_up_to
+from server.latency_profile import SAMPLES, LatencyProfile, Row, buckets_up_to
 
 NARROW, MIDDLE, WIDE = Width(0.25), Width(0.5), Width(1.0)
 MEASURED = {NARROW: 0.5, MIDDLE: 0.6, WIDE: 0.7}
@@ -108,6 +108,20 @@ def test_a_width_withdrawn_altogether_is_not_ready_nor_the_fastest_nor_dominates
     assert (profile.fastest, profile.dominated_at(1)) == (NARROW, frozenset({WIDE}))
     profile.withdraw(NARROW, 1)
     assert (profile.ready(NARROW), profile.fastest, profile.dominated_at(1)) == (False, WIDE, frozenset())
+
+
+def test_rows_are_what_is_on_offer_and_follow_every_change() -> None:
+    profile = LatencyProfile(MEASURED, 4)
+    assert profile.rows(WIDE) == ()
+    profile.record(WIDE, 2, [0.020])
+    assert profile.rows(WIDE) == (), "not without batch 1"
+    profile.record(WIDE, 1, [0.012] * 20)
+    assert profile.rows(WIDE) == (Row(1, 0.012, 0.012), Row(2, 0.020, 1.5 * 0.020))
+    profile.record(WIDE, 1, [0.016] * 40)
+    assert profile.rows(WIDE)[0] == Row(1, 0.016, 0.016)
+    assert profile.rows(NARROW) == ()
+    profile.withdraw(WIDE, 2)
+    assert profile.rows(WIDE) == (Row(1, 0.016, 0.016),)
 
 
 def test_samples_are_a_copy_of_what_was_recorded() -> None:
@@ -245,9 +259,22 @@ def test_the_fastest_width_is_measured_not_assumed() -> None:
     assert profile.fastest == MIDDLE
 
 
-def test_the_fastest_width_is_that_of_one_image() -> None:
-    profile = profile_of((NARROW, 1, 0.01), (WIDE, 1, 0.02), (NARROW, 2, 0.03), (WIDE, 2, 0.02))
-    assert profile.fastest == NARROW
+def test_the_fastest_width_gets_through_the_most_images_in_its_best_batch() -> None:
+    profile = profile_of((NARROW, 1, 0.010), (WIDE, 1, 0.020), (NARROW, 2, 0.030), (WIDE, 2, 0.021))
+    assert profile.by_speed == (NARROW, WIDE)
+    profile.record(WIDE, 2, [0.019] * 100)  # 9.5 ms an image
+    assert (profile.fastest, profile.by_speed) == (WIDE, (WIDE, NARROW))
+    profile.record(MIDDLE, 1, [0.0097])
+    assert list(profile.by_speed) == [WIDE, MIDDLE, NARROW]
+    profile.withdraw(WIDE, 2)
+    assert list(profile.by_speed) == [MIDDLE, NARROW, WIDE]
+    profile.withdraw(MIDDLE, 1)
+    assert (profile.fastest, profile.by_speed) == (NARROW, (NARROW, WIDE))
+
+
+def test_of_two_equally_fast_the_narrower_is_the_faster() -> None:
+    profile = profile_of((WIDE, 1, 0.010), (NARROW, 1, 0.010), (MIDDLE, 1, 0.010))
+    assert profile.by_speed == (NARROW, MIDDLE, WIDE)
 
 
 # -- refinement while serving

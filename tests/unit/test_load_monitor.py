@@ -109,6 +109,20 @@ def test_small_and_large_bodies_are_told_apart() -> None:
     assert monitor.decode(9_000_000).value_s(NOW) == pytest.approx(0.2)
 
 
+def test_the_least_overhead_is_about_the_best_case_seen() -> None:
+    monitor = LoadMonitor()
+    assert monitor.least_overhead_s() == 0
+    for k, ms in enumerate((9, 2, 5, 30)):
+        monitor.small.observe(ms / 1000, NOW + k)
+    monitor.hop.observe(0.001, NOW)
+    assert monitor.least_overhead_s() == pytest.approx(0.003, rel=0.05)
+    monitor.large.observe(0.0001, NOW)
+    assert monitor.least_overhead_s() == pytest.approx(0.003, rel=0.05), "a large body is not the best case"
+    for k in range(400):
+        monitor.hop.observe(0.010, NOW + k)
+    assert monitor.least_overhead_s() == pytest.approx(0.012, rel=0.05), "what was short once need not stay possible"
+
+
 # -- interference
 
 
@@ -209,6 +223,54 @@ def test_arrivals_and_demand_are_smoothed_at_their_own_pace() -> None:
     assert monitor.demand.value(NOW) == pytest.approx(3 / DEMAND_TAU_S)
     assert monitor.arrivals.value(NOW + 2) < 0.2, "a burst is forgotten in two seconds"
     assert monitor.demand.value(NOW + 2) > 0.17, "an autoscaler remembers"
+
+
+def steady(monitor: LoadMonitor, rate: float, seconds: float, start: float = NOW) -> float:
+    """Evenly spaced arrivals; the instant of the last."""
+    count = int(rate * seconds)
+    for k in range(count):
+        monitor.arrived(1, 0.1, 1.0, start + k / rate)
+    return start + (count - 1) / rate
+
+
+def test_a_steady_stream_arrives_at_its_rate() -> None:
+    monitor = LoadMonitor()
+    last = steady(monitor, 200, 5)
+    assert monitor.arrival_rate(last) == pytest.approx(200, rel=0.05)
+
+
+def test_a_burst_is_believed_within_a_tenth_of_a_second() -> None:
+    """It takes the half second's mean 0.45 s to show that ten times as many arrive."""
+    monitor = LoadMonitor()
+    last = steady(monitor, 100, 5)
+    last = steady(monitor, 1000, 0.1, last + 0.01)
+    assert monitor.arrivals.value(last) < 300
+    assert monitor.arrival_rate(last) > 500
+    assert monitor.arrival_rate(last + 0.5) < 150, "and as soon forgotten"
+
+
+def test_a_few_at_once_are_taken_for_chance() -> None:
+    """Three images are 30 a second for the last tenth, and a third of that is what surely is no chance."""
+    monitor = LoadMonitor()
+    for _ in range(3):
+        monitor.arrived(1, 0.1, 1.0, NOW)
+    assert monitor.burst.value(NOW) == pytest.approx(30)
+    assert monitor.arrival_rate(NOW) == pytest.approx(6)  # 30 less twice the root of 30 / 0.2
+    lonely = LoadMonitor()
+    lonely.arrived(1, 0.1, 1.0, NOW)
+    assert lonely.arrival_rate(NOW) == pytest.approx(2), "never less than the last half second shows"
+
+
+def test_poisson_arrivals_are_hardly_ever_overestimated() -> None:
+    """By half, one time in a hundred: what is asked of two standard deviations, and of a mean of fifty arrivals."""
+    chance, monitor, now, seen = random.Random(0), LoadMonitor(), NOW, list[float]()
+    for _ in range(20_000):
+        now += chance.expovariate(100)
+        monitor.arrived(1, 0.1, 1.0, now)
+        seen.append(monitor.arrival_rate(now))
+    seen = sorted(seen[1000:])
+    assert seen[len(seen) // 2] == pytest.approx(100, rel=0.1)
+    assert seen[int(0.99 * len(seen))] < 150
 
 
 def test_a_pinned_width_counts_its_own_share_of_demand_and_is_an_arrival_like_any_other() -> None:

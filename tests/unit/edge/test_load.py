@@ -14,15 +14,15 @@ from tests.unit.toy import png
 
 def test_a_burst_is_answered_in_time_or_refused_at_once(site: Runner) -> None:
     async def scenario(site: Site) -> None:
-        headers = {"X-Latency-Budget-Ms": "200"}
+        headers = {"X-Latency-Budget-Ms": "203"}
         replies = await asyncio.gather(*(site.classify(png(i + 1), headers) for i in range(100)))
         assert statuses(replies).keys() == {200, 429}
-        assert sum(reply.status == 200 for reply in replies) >= 24, "200 ms of the narrowest width serve 31"
+        assert sum(reply.status == 200 for reply in replies) >= 24, "203 ms of the narrowest width serve 32"
         for image, reply in enumerate(replies, 1):
             if reply.status == 200:
                 assert reply.json()["budget_met"]
                 assert reply.json()["predictions"][0]["class_id"] == image
-                assert reply.seconds <= 0.2
+                assert reply.seconds <= 0.203
             else:
                 check_problem(reply, 429)
                 assert reply.headers["retry-after"].isdecimal()

@@ -1,0 +1,111 @@
+"""Nobody is forgotten: requests without a budget under overload, images without a decoder, many in one request."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import Coroutine
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.types import SMALL_BYTES
+from tests.unit.edge.application import Reply, Runner, Site, check_problem, form, statuses
+from tests.unit.toy import png
+
+CAPACITY = 160.0  # images a second that the fake engine serves at the narrowest width, four in 25 ms
+BUDGET = {"X-Latency-Budget-Ms": "200"}
+
+
+async def stream(site: Site, rate: float, seconds: float) -> list[Reply]:
+    """Requests with a budget, evenly spaced."""
+    requests = []
+    for k in range(int(rate * seconds)):
+        requests.append(asyncio.create_task(site.classify(png(k % 200), BUDGET)))
+        await asyncio.sleep(1 / rate)
+    return await asyncio.gather(*requests)
+
+
+async def later(seconds: float, request: Coroutine[None, None, Reply]) -> Reply:
+    await asyncio.sleep(seconds)
+    return await request
+
+
+@pytest.mark.parametrize("default_budget_ms", [100, 400])
+def test_who_names_no_budget_does_not_starve_under_overload(site: Runner, default_budget_ms: int) -> None:
+    """Twice as many requests with a budget come as even the narrowest width can serve, all the time. Those without one
+    have ten default budgets until their deadline, and are answered by then, whether their place in the queue is before
+    that of the others or behind it."""
+
+    async def scenario(site: Site) -> None:
+        crowd = asyncio.create_task(stream(site, 2 * CAPACITY, 0.5 + 0.010 * default_budget_ms))
+        patient = await asyncio.gather(*(later(0.2 + 0.0123 * k, site.classify()) for k in range(5)))
+        assert statuses(patient) == {200: 5}
+        assert not crowd.done(), "or the overload would not have lasted until the answer"
+        assert max(reply.seconds for reply in patient) <= 0.010 * default_budget_ms
+        replies = await crowd
+        assert statuses(replies).keys() == {200, 429}
+        assert statuses(replies)[200] > 0.3 * len(replies), "half of them could be, in batches of four"
+        assert all(reply.json()["budget_met"] for reply in replies if reply.status == 200)
+
+    site(scenario, default_budget_ms=default_budget_ms)
+
+
+def test_images_that_wait_for_a_decoder_are_in_the_queue_too(site: Runner) -> None:
+    """No queue hides in waiting coroutines: what decoders hold counts, and is refused before a byte is decoded."""
+
+    async def scenario(site: Site) -> None:
+        await site.services.decoder_turns.acquire()  # all decoders are busy for a while
+        await site.services.decoder_turns.acquire()
+        requests = [asyncio.create_task(site.classify(photo())) for _ in range(10)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert (site.services.admission.images, site.services.admission.preparing) == (3, 3)
+        assert sum(request.done() for request in requests) == 7
+        for _ in range(2):
+            site.services.decoder_turns.release()
+        assert statuses(await asyncio.gather(*requests)) == {200: 3, 429: 7}
+
+    site(scenario, max_queue=3, max_pixels=100_000)
+
+
+def photo() -> bytes:
+    """Too large to be decoded in place."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)).save(file, "PNG")
+    assert SMALL_BYTES < len(file.getvalue()) < 100_000
+    return file.getvalue()
+
+
+def test_images_are_counted_and_not_requests(site: Runner) -> None:
+    """In the queue as in a batch: a request of four images fills four places."""
+
+    async def scenario(site: Site) -> None:
+        four, headers = form(*map(png, (1, 2, 3, 4)))
+        two, _ = form(*map(png, (5, 6)))
+        replies = await asyncio.gather(*(site.classify(body, headers) for body in (four, two, two)))
+        assert statuses(replies) == {200: 2, 429: 1}
+        assert sum(len(images) for _, images in site.engine.served) == 6
+        assert max(len(images) for _, images in site.engine.served) <= site.engine.max_batch
+        check_problem(replies[-1], 429)
+
+    site(scenario, max_queue=6)
+
+
+def test_a_wall_clock_that_is_set_changes_no_deadline(site: Runner) -> None:
+    """A deadline is one monotonic instant, computed once: hours that come and go are no part of it."""
+    chance = random.Random(0)
+
+    async def scenario(site: Site) -> None:
+        site.engine.seconds = lambda width, images: 0.5
+        with mock.patch("time.time", side_effect=lambda: chance.uniform(0, 1e9)):
+            headers = {"X-Latency-Budget-Ms": "120"}
+            expired, patient = await asyncio.gather(site.classify(headers=headers), site.classify())
+        check_problem(expired, 504)
+        assert expired.seconds == pytest.approx(0.120, abs=1e-6)
+        assert patient.status == 200
+
+    site(scenario)
