@@ -65,11 +65,12 @@ def main() -> None:
 
 
 class Bench:
-    """All servers share ``cpus`` with the operating system; the last core also sends the requests."""
+    """The servers have all cores but the last, which sends the requests."""
 
     def __init__(self, data: Path, checkpoint: Path, seconds: float, seed: int, plots: Path | None) -> None:
         self._data, self._checkpoint, self._seconds, self._seed = open_photos(data), checkpoint, seconds, seed
-        self._plots, self._cpus = plots, sorted(available_cpus())
+        cpus = sorted(available_cpus())
+        self._plots, self._cpus, self._sender = plots, cpus[:-1] or cpus, cpus[-1:]
 
     def measure(self, arrivals: Sequence[str]) -> dict[str, Any]:
         widths = [str(entry["width"]).removesuffix(".0") for entry in _card(self._checkpoint)["widths"]]
@@ -129,7 +130,7 @@ class Bench:
         """Answers a second at one width, ``CONCURRENCY`` callers asking again as soon as they are answered."""
         photos: Photos = take(self._data, self._workload("poisson", 100.0, 1.0))
         images = list(photos.encoded.values())
-        with serving(f"fixed:{width}", cpus or self._cpus) as port, pinned(self._cpus[-1:]):
+        with serving(f"fixed:{width}", cpus or self._cpus) as port, pinned(self._sender):
             client = Client(port)
             budget = {"X-Latency-Budget-Ms": "5000"}
             replies = run(closed_loop(client, images, budget, concurrency=CONCURRENCY, seconds=CAPACITY_S))

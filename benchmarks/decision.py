@@ -2,10 +2,10 @@
 
     python -m benchmarks.decision [--waiting N] [--situations N] [--repeats N] [--seed N]
 
-Situations are drawn by chance for both built-in machines of the simulator, at several rates of arrival. Deadlines are
-such that admission would have let everybody in: from queues in which all time is taken to some with ten times the time
-they need. In a uniform queue all images allow every width. Of a mixed one three in ten have a wish: for the upper half
-of the widths, for the narrowest, or for the widest one.
+Situations are drawn by chance for both built-in machines of the simulator, at several rates of arrival. Deadlines lie
+in the next 50, 100 or 200 ms, or further ahead where admission would not have let in so many. In a uniform queue all
+images allow every width. Of a mixed one three in ten have a wish: for the upper half of the widths, for the narrowest,
+or for the widest one.
 
 Each situation is decided several times in a row and its median counts, so that what else this machine does is left out.
 Prints a table and, last, one line of JSON, in microseconds.
@@ -32,7 +32,7 @@ from server.simulation.machines import built_in
 from server.types import Load, QueueView
 
 MACHINES, RATES = ("cpu", "gpu"), (0.5, 1.0, 2.0, 4.0)  # rates in capacities of the widest width
-PATIENCE = (1.0, 2.0, 4.0, 10.0)  # how far ahead deadlines lie at least, in times that all who wait need
+LATEST_S = (0.05, 0.1, 0.2)  # deadlines
 BUDGETS_S, MAX_WAITING = [0.04 + 0.16 * i / 15 for i in range(16)], 256
 HOP_S = RESPOND_S = 0.0003
 Kinds = Sequence[tuple[Width, ...]]
@@ -70,7 +70,7 @@ def situations(
     sizes = sizes_for(kinds, load, profile)
     start_s = load.hop_s + load.respond_s
     while True:
-        latest_s, due = start_s + chance.choice(PATIENCE) * waiting / sizes[0][0] * sizes[0][1], list[float]()
+        latest_s, due = chance.choice(LATEST_S), list[float]()
         while len(due) < waiting:
             newcomer = chance.uniform(0, latest_s)
             if fits(due, newcomer, start_s, sizes):

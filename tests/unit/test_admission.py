@@ -372,7 +372,8 @@ def test_who_names_no_budget_may_come_later(desk: Desk) -> None:
     now = desk.clock.now
     desk.admission.device_free_at = now + 0.200
     with desk.admission.permit(None):
-        desk.admission.check_in_time(Terms(now, now + 0.100, now + 1.0, ALL))
+        assert desk.admission.check_in_time(Terms(now, now + 0.100, now + 1.0, ALL)) == now + 1.0
+        assert desk.admission.check_in_time(Terms(now, now + 0.220, now + 1.0, ALL)) == now + 0.220
         with pytest.raises(Shed):
             desk.admission.check_in_time(Terms(now, now + 0.100, now + 0.209, ALL))
 
@@ -398,6 +399,7 @@ def retry_after(desk: Desk) -> float:
 
 
 def test_retry_after_is_whole_positive_and_spread(desk: Desk) -> None:
+    """Or all who were refused at one moment would come back at another."""
     seen = {retry_after(desk) for _ in range(50)}
     assert all(isinstance(seconds, int) and seconds >= 1 for seconds in seen)
     assert seen == {1, 2}

@@ -206,6 +206,18 @@ def test_who_is_late_already_makes_nobody_else_late() -> None:
     asyncio.run(scenario())
 
 
+def test_who_was_let_in_for_his_deadline_only_is_ordered_by_it() -> None:
+    async def scenario() -> None:
+        queue = RequestQueue()
+        urgent, patient = job(2.0, deadline=2.0), job(1.0, deadline=10.0)
+        queue.put(patient, 10.0)
+        queue.put(urgent)
+        assert queue.view().due == [2.0, 10.0]
+        assert queue.take(range(2)) == [urgent, patient]
+
+    asyncio.run(scenario())
+
+
 def test_an_image_is_postponed_when_its_own_widths_cannot_be_in_time() -> None:
     async def scenario() -> None:
         queue = RequestQueue()

@@ -169,6 +169,8 @@ def test_the_device_is_free_when_its_batch_is_done_however_long_that_was_expecte
 
 
 def test_jobs_abandoned_in_the_queue_never_reach_the_engine() -> None:
+    """Whatever nobody waits for any more is not computed."""
+
     async def scenario(clock: Clock) -> None:
         bench = Bench(clock)
         asyncio.create_task(bench.loop.serve())  # noqa: RUF006
@@ -217,6 +219,24 @@ def test_jobs_abandoned_while_they_run_disturb_nobody() -> None:
         assert isinstance(third, Answer)
         assert (seen(first), seen(third)) == (1, 3)
         assert not serving.done()
+
+    run(scenario)
+
+
+def test_time_that_the_engine_spends_on_answers_that_come_too_late_is_counted() -> None:
+    """Of a batch of four, 100 ms at full width, the client of one leaves and the deadline of another passes."""
+
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        bench.engine.seconds = lambda width, images: 2 * usual_seconds(width, images)
+        asyncio.create_task(bench.loop.serve())  # noqa: RUF006
+        left, late, *others = bench.put(1), bench.put(2, 0.15), bench.put(3), bench.put(4)
+        await asyncio.sleep(0.010)
+        left.answer.cancel()
+        await outcomes([late, *others])
+        assert bench.engine.served == [(WIDE, [2, 1, 3, 4])]
+        assert bench.sample("scala_engine_seconds_total", use="wasted") == pytest.approx(0.100)
+        assert bench.sample("scala_engine_seconds_total", use="answered") == pytest.approx(0.100)
 
     run(scenario)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.unit.edge.application import IMAGE, Runner, Site, form
@@ -45,6 +47,8 @@ def test_one_image(site: Runner) -> None:
 
 
 def test_several_images_have_each_their_own_answer_or_error(site: Runner) -> None:
+    """One bad image does not fail the others of its request, ..."""
+
     async def scenario(site: Site) -> None:
         body, headers = form(png(3), IMAGE[:40], b"no image at all", png(5))
         reply = await site.classify(body, headers | {"X-Latency-Budget-Ms": "500"}, "?top_k=2")
@@ -59,6 +63,19 @@ def test_several_images_have_each_their_own_answer_or_error(site: Runner) -> Non
         assert broken["error"]["request_id"] == answer["request_id"] == reply.headers["x-request-id"]
         assert (reply.headers["x-scala-width"], reply.headers["x-budget-met"]) == ("1", "true")
         assert "total;dur=" in reply.headers["server-timing"]
+
+    site(scenario)
+
+
+def test_a_bad_image_fails_nobody_who_comes_at_the_same_time(site: Runner) -> None:
+    """... nor those of other requests, with whom it would have shared a batch."""
+
+    async def scenario(site: Site) -> None:
+        bodies = (png(3), IMAGE[:40], png(4), b"no image at all", png(5))
+        replies = await asyncio.gather(*(site.classify(body) for body in bodies))
+        assert [reply.status for reply in replies] == [200, 422, 200, 415, 200]
+        assert [reply.json()["predictions"][0]["class_id"] for reply in replies[::2]] == [3, 4, 5]
+        assert sorted(image for _, images in site.engine.served for image in images) == [3, 4, 5]
 
     site(scenario)
 

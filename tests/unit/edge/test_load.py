@@ -13,6 +13,8 @@ from tests.unit.toy import png
 
 
 def test_a_burst_is_answered_in_time_or_refused_at_once(site: Runner) -> None:
+    """Refused with 429 and a time to come back: of a server that says 503 a proxy thinks that it is sick."""
+
     async def scenario(site: Site) -> None:
         headers = {"X-Latency-Budget-Ms": "203"}
         replies = await asyncio.gather(*(site.classify(png(i + 1), headers) for i in range(100)))
@@ -36,6 +38,8 @@ def test_a_burst_is_answered_in_time_or_refused_at_once(site: Runner) -> None:
 
 
 def test_a_full_queue_refuses(site: Runner) -> None:
+    """There is one queue and it is bounded: nobody waits anywhere else to get into it."""
+
     async def scenario(site: Site) -> None:
         replies = await asyncio.gather(*(site.classify() for _ in range(10)))
         assert statuses(replies) == {200: 3, 429: 7}
@@ -44,6 +48,8 @@ def test_a_full_queue_refuses(site: Runner) -> None:
 
 
 def test_a_deadline_ends_a_request_at_its_instant_whatever_the_engine_does(site: Runner) -> None:
+    """A budget that ends while the device is busy is answered in time, not when the device is free again."""
+
     async def scenario(site: Site) -> None:
         site.engine.seconds = lambda width, images: 1.5
         requests = [site.classify(headers={"X-Latency-Budget-Ms": str(ms)}) for ms in (300, 50, 110.5)]
@@ -67,6 +73,8 @@ def test_the_deadline_of_who_names_no_budget_is_ten_default_ones(site: Runner) -
 
 
 def test_uploading_takes_of_the_budget(site: Runner) -> None:
+    """The deadline is one instant, computed when the head came in: no later step gets the whole budget again."""
+
     async def scenario(site: Site) -> None:
         headers = {"X-Latency-Budget-Ms": "200"}
         slow = client((0.1, IMAGE[:30]), (0.05, IMAGE[30:]))
@@ -86,6 +94,9 @@ def test_uploading_takes_of_the_budget(site: Runner) -> None:
 
 
 def test_a_client_that_leaves_before_its_batch_is_never_computed(site: Runner) -> None:
+    """That it left is noticed through all of the application's middleware, its work is dropped before a batch takes it,
+    and a counter proves it."""
+
     async def scenario(site: Site) -> None:
         others = [asyncio.create_task(site.classify(png(i))) for i in (1, 2, 3, 4)]
         await asyncio.sleep(0.010)
