@@ -146,7 +146,12 @@ def main() -> None:
     """From inputs on standard input to a plan on standard output."""
     if hasattr(os, "nice"):
         os.nice(LOWEST_PRIORITY)
-    PlanInputs(**json.load(sys.stdin)).make().write(sys.stdout.buffer)
+    plan = PlanInputs(**json.load(sys.stdin)).make()
+    try:
+        plan.write(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the server is gone
+        os._exit(1)
 
 
 def _close(values: Sequence[float], others: Sequence[float], factor: float) -> bool:

@@ -15,7 +15,7 @@ late is shed; running it could only harm others.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress, count
 from operator import not_
 from typing import NamedTuple
@@ -54,14 +54,9 @@ class _Crowd(NamedTuple):
     others_due: Sequence[float]
 
 
-class _Attempt(NamedTuple):
-    """Run those of ``crowd`` from ``given_up`` to ``stop`` in ``seconds``; the more urgent ones would be late."""
-
-    width: int
-    crowd: _Crowd
-    given_up: int
-    stop: int
-    seconds: float
+# Width, crowd, first, stop, seconds: run those of the crowd from first to stop; the more urgent ones are given up, for
+# they would be late. Not a named tuple, which takes longer to make than everything that is looked up for it.
+_Attempt = tuple[int, _Crowd, int, int, float]
 
 
 class _Options:
@@ -90,12 +85,12 @@ class _Options:
         assert fastest is not None, "or the head would not be alive"
         self._fastest = profile.widths.index(fastest)
         self._margin_s = margin_s(len(alive), fastest, load, profile)
-        self._crowd_at: Callable[[int], _Crowd]
+        self._crowds: Sequence[_Crowd] | Mapping[int, _Crowd]  # of each width
         if len(queue.kinds) == 1:
-            everybody = _Crowd(range(len(alive)), self._due, ())
-            self._crowd_at = lambda width: everybody
+            self._crowds = [_Crowd(range(len(alive)), self._due, ())] * len(profile.widths)
         else:
-            self._crowd_at = _Mixed([queue.widths[i] for i in alive], self._due, actions, profile).crowd_at
+            widths = [queue.widths[i] for i in alive] if shed else queue.widths
+            self._crowds = _Crowds(widths, self._due, actions, profile)
         usual = allowed == profile.widths  # 0.1 µs
         self._rows = [profile.rows(width) if usual or width in allowed else () for width in profile.widths]
 
@@ -103,7 +98,8 @@ class _Options:
         best = self._best()
         if best is None:
             return self._decision(self._hurried(), "hurried")
-        return self._decision(best if best.width != self._fastest else self._larger(best), "adaptive")
+        width, *_ = best
+        return self._decision(best if width != self._fastest else self._larger(best), "adaptive")
 
     def _best(self) -> _Attempt | None:
         """The feasible action of most worth, less the answers that it gives up."""
@@ -116,33 +112,36 @@ class _Options:
             rows = self._rows[width]
             if place[size] < len(rows):
                 attempt = self._attempt(width, rows[place[size]])
-                worth -= attempt.given_up * price
+                _, _, given_up, _, _ = attempt
+                worth -= given_up * price
                 if worth > best_worth and self._others_in_time(attempt):
                     best, best_worth = attempt, worth
         return best
 
     def _larger(self, best: _Attempt) -> _Attempt:
         """The largest feasible batch at the fastest width: when it is best, time is what is short."""
+        _, _, first, stop, _ = best
         for row in reversed(self._rows[self._fastest]):
-            if row.batch <= best.stop - best.given_up:
+            if row.batch <= stop - first:
                 break
             attempt = self._attempt(self._fastest, row)
-            if not attempt.given_up and self._others_in_time(attempt):
+            _, _, given_up, _, _ = attempt
+            if not given_up and self._others_in_time(attempt):
                 return attempt
         return best
 
     def _hurried(self) -> _Attempt:
         """Somebody will be late. The batch at the fastest width that saves the most images a second."""
         attempts = [self._attempt(self._fastest, row) for row in self._rows[self._fastest]]
-        saved = [(each.stop - each.given_up - PROMISED * each.given_up) / each.seconds for each in attempts]
+        saved = [(stop - first - PROMISED * first) / seconds for _, _, first, stop, seconds in attempts]
         best = max(range(len(attempts)), key=saved.__getitem__)
         if saved[best] > 0:
             return attempts[best]
-        return _Attempt(self._fastest, self._crowd_at(self._fastest), 0, 1, self._seconds(self._fastest, 1))
+        return self._fastest, self._crowds[self._fastest], 0, 1, self._seconds(self._fastest, 1)
 
     def _attempt(self, width: int, row: Row) -> _Attempt:
         """A batch of up to this size, without those whom it would make late."""
-        crowd, size = self._crowd_at(width), row.batch
+        crowd, size = self._crowds[width], row.batch
         count = len(crowd.due)
         seconds = self._load.interference * row.p99_s if size <= count else self._seconds(width, count)
         given_up = bisect_left(crowd.due, self._start + seconds)
@@ -150,7 +149,7 @@ class _Options:
         if stop > count:
             stop = count
             seconds = self._seconds(width, max(1, stop - given_up))
-        return _Attempt(width, crowd, given_up, stop, seconds)
+        return width, crowd, given_up, stop, seconds
 
     def _seconds(self, width: int, batch: int) -> float:
         return self._load.interference * self._profile.p99(self._profile.widths[width], batch)
@@ -169,12 +168,13 @@ class _Options:
         return in_time([*crowd.others_due[: end - stop], *self._due[end:]], 0, clock, self._sizes)
 
     def _decision(self, attempt: _Attempt, reason: str) -> Decision:
-        batch = attempt.crowd.places[attempt.given_up : attempt.stop]
+        width, crowd, given_up, stop, seconds = attempt
+        batch = crowd.places[given_up:stop]
         batch = self._alive[batch.start : batch.stop] if isinstance(batch, range) else [self._alive[i] for i in batch]
-        return Decision(self._profile.widths[attempt.width], batch, self._shed, attempt.seconds, reason)
+        return Decision(self._profile.widths[width], batch, self._shed, seconds, reason)
 
 
-class _Mixed:
+class _Crowds(dict[int, _Crowd]):
     """Living images that allow different ``widths``, the head's first.
 
     The tuples are told apart as objects, since to hash one takes 1 µs; equal ones may be several objects.
@@ -187,6 +187,7 @@ class _Mixed:
         actions: Sequence[Action],
         profile: LatencyProfile,
     ) -> None:
+        super().__init__()
         self._due, self._accuracy = due, [*profile.accuracy.values()]
         self._ids = [*map(id, widths)]
         index = {width: i for i, width in enumerate(profile.widths)}
@@ -196,21 +197,19 @@ class _Mixed:
         ranked = [*dict.fromkeys(action.width for action in actions)]
         own = [next((width for width in ranked if width in allowed), None) for allowed in self._kinds.values()]
         self._own = [0.0 if width is None else self._accuracy[width] for width in own]
-        self._crowds: dict[int, _Crowd] = {}
         self._those_of: dict[tuple[bool, ...], _Crowd] = {}
 
-    def crowd_at(self, width: int) -> _Crowd:
+    def __missing__(self, width: int) -> _Crowd:
         """Who may run at ``width`` with the head: who allows it, and would not by himself be given a better one."""
-        if width not in self._crowds:
-            accuracy = self._accuracy[width]
-            joins = tuple(
-                allowed == self._head or (accuracy >= own and width in allowed)
-                for allowed, own in zip(self._kinds.values(), self._own, strict=True)
-            )
-            if joins not in self._those_of:
-                self._those_of[joins] = self._those(joins)
-            self._crowds[width] = self._those_of[joins]
-        return self._crowds[width]
+        accuracy = self._accuracy[width]
+        joins = tuple(
+            allowed == self._head or (accuracy >= own and width in allowed)
+            for allowed, own in zip(self._kinds.values(), self._own, strict=True)
+        )
+        if joins not in self._those_of:
+            self._those_of[joins] = self._those(joins)
+        self[width] = self._those_of[joins]
+        return self[width]
 
     def _those(self, joins: Sequence[bool]) -> _Crowd:
         of_kind = dict(zip(self._kinds, joins, strict=True))
