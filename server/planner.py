@@ -46,7 +46,7 @@ class PlanInputs:
         return make_plan(**asdict(self))
 
     def make_beside(self) -> Plan:
-        """In a process of its own, of the lowest priority: 0.1 s of work in a thread held requests up by as much.
+        """In a process of its own, of the lowest priority: work in a thread of ours would hold requests up for as long.
 
         Raises OSError when there can be none.
         """
@@ -93,7 +93,7 @@ class Planner:
         self._inputs: PlanInputs | None = None
 
     def refresh(self) -> None:
-        """Plan anew if the last plan's inputs do not hold any more: 0.1 s for 7 widths and 5 batch sizes."""
+        """Plan anew if the last plan's inputs do not hold any more: half a second for 7 widths and 5 batch sizes."""
         if (inputs := self._news()) is not None:
             self._adopt(inputs, inputs.make())
 
@@ -102,7 +102,10 @@ class Planner:
         while True:
             await asyncio.sleep(EVERY_S)
             if (inputs := self._news()) is not None:
-                self._adopt(inputs, await self._made(inputs))
+                try:
+                    self._adopt(inputs, await self._made(inputs))
+                except Exception:  # an old plan serves; no plan is worth the server
+                    log.exception("no new plan could be made: going on with the last")
                 await asyncio.sleep(PAUSE_S)
 
     async def _made(self, inputs: PlanInputs) -> Plan:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from scala_model.width import Width
@@ -176,6 +177,33 @@ def test_no_budget_is_planned_for_as_less_than_a_millisecond() -> None:
     assert min(desk.told[0].budgets_s) == 0.001
 
 
+def test_where_too_few_are_answered_in_time_less_of_their_budgets_is_counted_on() -> None:
+    """At half of them a tenth less with each look, down to three tenths; once all are in time again, ever more, and
+    never more than there is."""
+
+    async def scenario(clock: Clock) -> None:
+        desk = Desk()
+        desk.ask(0.100, 500)
+
+        def counted_on(so: bool, looks: int) -> float:
+            for _ in range(looks):
+                for _ in range(200):
+                    desk.monitor.in_time.add(so, clock.now)
+                clock.now += EVERY_S
+                desk.planner.refresh()
+            return desk.told[-1].budgets_s[0] / 0.100
+
+        assert counted_on(True, 5) == pytest.approx(1.0)
+        shares = [counted_on(False, 1) for _ in range(12)]
+        assert shares == sorted(shares, reverse=True)
+        assert shares[2] == pytest.approx(0.9**3), "a plan is made anew when budgets move by three tenths"
+        assert 0.3 <= counted_on(False, 10) <= 0.3 * BUDGET_CHANGE
+        assert counted_on(True, 10) <= 0.3 * BUDGET_CHANGE, "what has been seen lasts for some seconds"
+        assert 1 / BUDGET_CHANGE <= counted_on(True, 200) <= 1.0
+
+    run(scenario)
+
+
 # -- beside the event loop
 
 
@@ -215,6 +243,23 @@ def test_where_no_process_can_be_started_a_thread_plans() -> None:
             keeping.cancel()
         assert len(desk.told) == 1
         assert desk.policy.plan is not None
+
+    run(scenario)
+
+
+def test_a_plan_that_cannot_be_made_leaves_the_last_one_in_force(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(clock: Clock) -> None:
+        desk = Desk()
+        desk.planner.refresh()
+        before = desk.policy.plan
+        desk.profile.withdraw(WIDE, 4)
+        with mock.patch.object(PlanInputs, "make_beside", side_effect=np.linalg.LinAlgError("singular")):
+            keeping = asyncio.create_task(desk.planner.keep_fresh())
+            await asyncio.sleep(10)
+            assert not keeping.done()
+            assert desk.policy.plan is before
+            keeping.cancel()
+        assert "going on with the last" in caplog.text
 
     run(scenario)
 
