@@ -97,12 +97,13 @@ class Services:
             self.metrics.stage_duration.labels("inference").observe(answer.inference_s)
             self.monitor.answered(self.profile.accuracy[answer.width])
 
-    def settled(self, terms: Terms, admitted: bool, outcome: str) -> None:
-        """A request is over. What became of those that named a budget is what quotes are learned from."""
-        if terms.order_by == terms.deadline and outcome != "cancelled":
+    def settled(self, terms: Terms, queued: bool, outcome: str) -> None:
+        """A request is over. What became of those that named a budget is what plans and quotes are learned from, unless
+        it was the caller's doing: he left, or his upload took too long."""
+        if terms.order_by == terms.deadline and (queued or outcome == "shed") and outcome != "cancelled":
             in_time, now = outcome == "met", time.monotonic()
             self.monitor.in_time.add(in_time, now)
-            if admitted:
+            if queued:
                 self.monitor.promises.add(in_time, now)
             self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from fastapi import APIRouter
@@ -39,12 +39,12 @@ async def classify(request: Request) -> Response:
     top_k = read_top_k(request, len(services.labels))
     images: list[bytes] = []
     jobs: list[Job] = []
+    request.scope["state"]["jobs"] = jobs
     client = Client(request.receive)
     try:
         num_bytes = read_content_length(request.headers)
         with services.admission.permit(num_bytes) as permit:
             services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
-            request.scope["state"]["admitted"] = True
             async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
                 with client.watched(limit):
@@ -156,10 +156,8 @@ async def read_body(request: Request, permit: Permit) -> bytes:
 def read_terms(request: Request, services: Services) -> Terms:
     """Budget, pin and floor of the headers. Raises BadRequest for what is malformed, Impossible for what cannot be."""
     arrival: float = request.scope["state"]["arrival"]
-    budget_ms = _number(request.headers, "x-latency-budget-ms", "a number of milliseconds such as 100")
-    if budget_ms is not None and not 0 < budget_ms <= MAX_BUDGET_MS:
-        raise BadRequest(f"X-Latency-Budget-Ms is {budget_ms:g}; it must be above 0 and at most {MAX_BUDGET_MS}.")
-    floor = _number(request.headers, "x-min-accuracy", "a fraction such as 0.55")
+    budget_ms = read_budget_ms(request.headers, "X-Latency-Budget-Ms")
+    floor = _number(request.headers, "X-Min-Accuracy", "a fraction such as 0.55")
     if floor is not None and not 0 <= floor <= 1:
         raise BadRequest(f"X-Min-Accuracy is {floor:g}; it is a fraction from 0 to 1, such as 0.55.")
     widths = services.admission.widths_for(_pinned(request.headers, services), floor)
@@ -167,6 +165,14 @@ def read_terms(request: Request, services: Services) -> Terms:
     deadline_s = LATE_FACTOR * order_by_s if budget_ms is None else order_by_s
     services.admission.check_possible(widths, deadline_s)
     return Terms(arrival, arrival + order_by_s, arrival + deadline_s, widths)
+
+
+def read_budget_ms(given: Mapping[str, str], name: str) -> float | None:
+    """The budget of this ``name`` among headers or query parameters, None when there is none. Raises BadRequest."""
+    budget_ms = _number(given, name, "a number of milliseconds such as 100")
+    if budget_ms is not None and not 0 < budget_ms <= MAX_BUDGET_MS:
+        raise BadRequest(f"{name} is {given[name][:50]!r}; it must be above 0 and at most {MAX_BUDGET_MS}.")
+    return budget_ms
 
 
 def read_top_k(request: Request, num_classes: int) -> int:
@@ -186,7 +192,7 @@ def read_content_length(headers: Headers) -> int | None:
 
 
 def _pinned(headers: Headers, services: Services) -> Width | None:
-    ratio = _number(headers, "x-width", "a trained width such as 0.5")
+    ratio = _number(headers, "X-Width", "a trained width such as 0.5")
     if ratio is None:
         return None
     try:
@@ -195,8 +201,8 @@ def _pinned(headers: Headers, services: Services) -> Width | None:
         raise Impossible(f"X-Width: {error}.", extra=services.admission.offers()) from None
 
 
-def _number(headers: Headers, name: str, example: str) -> float | None:
-    text = headers.get(name)
+def _number(given: Mapping[str, str], name: str, example: str) -> float | None:
+    text = given.get(name)
     if text is None:
         return None
     try:
@@ -204,8 +210,7 @@ def _number(headers: Headers, name: str, example: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        shown = "-".join(part.capitalize() for part in name.split("-"))
-        raise BadRequest(f"{shown} is {text[:50]!r}; it must be {example}.")
+        raise BadRequest(f"{name} is {text[:50]!r}; it must be {example}.")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from starlette.requests import Request
 
 from server.errors import BadRequest, Impossible, Shed
 from server.quote import width_foreseen
-from server.routes.classify import MAX_BUDGET_MS
+from server.routes.classify import read_budget_ms
 from server.routes.documentation import QUOTE
 from server.schemas import Quote
 from server.services import Services
@@ -24,7 +23,7 @@ async def quote(request: Request) -> Quote:
     """The width, the expected accuracy and the chance of success that an image with this budget would get now."""
     services: Services = request.scope["state"]["services"]
     services.lifecycle.check_serving()
-    budget_ms, arrival = read_budget_ms(request), time.monotonic()
+    budget_ms, arrival = read_query(request), time.monotonic()
     due, widths = arrival + budget_ms / 1000, services.admission.widths_for(None, None)
     try:
         services.admission.check_possible(widths, budget_ms / 1000)
@@ -53,18 +52,14 @@ async def quote(request: Request) -> Quote:
     )
 
 
-def read_budget_ms(request: Request) -> float:
-    """Query ``budget_ms``. Raises BadRequest."""
+def read_query(request: Request) -> float:
+    """``budget_ms``. Raises BadRequest."""
     unknown = set(request.query_params) - {"budget_ms"}
     if unknown:
         raise BadRequest(f"Unknown query parameter {min(unknown)[:50]!r}; there is only budget_ms.")
-    text = request.query_params.get("budget_ms", "")
-    try:
-        budget_ms = float(text if "_" not in text else "nan")  # Python reads 1_000
-    except ValueError:
-        budget_ms = math.nan
-    if not 0 < budget_ms <= MAX_BUDGET_MS:
-        raise BadRequest(f"budget_ms is {text[:50]!r}; it must be a number above 0 and at most {MAX_BUDGET_MS}.")
+    budget_ms = read_budget_ms(request.query_params, "budget_ms")
+    if budget_ms is None:
+        raise BadRequest("There is no budget_ms: name one, such as ?budget_ms=100.")
     return budget_ms
 
 

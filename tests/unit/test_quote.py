@@ -13,7 +13,6 @@ from scala_model.checkpoint import Checkpoint, read_checkpoint
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
 from server.load_monitor import Share
-from server.planner import PlanInputs
 from server.policies.slackfit import slackfit
 from server.policies.threshold import Threshold
 from server.quote import QuoteBook, width_foreseen
@@ -73,7 +72,8 @@ def test_the_policy_does_not_notice() -> None:
     assert policy(queue(9.0), Load(busy=0.6), make_profile(), 1.1).width == WIDE
 
 
-def test_a_queue_without_end_is_not_followed_to_its_end() -> None:
+@pytest.mark.parametrize(("widths", "width"), [(BOTH, WIDE), ((NARROW,), NARROW)])
+def test_a_queue_without_end_is_not_followed_to_its_end(widths: tuple[Width, ...], width: Width) -> None:
     asked: list[int] = []
 
     def one_by_one(queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> Decision:
@@ -81,8 +81,35 @@ def test_a_queue_without_end_is_not_followed_to_its_end() -> None:
         return Decision(WIDE, [0], (), 0.04, "")
 
     waiting = queue(*(1.0 for _ in range(1000)))
-    assert width_foreseen(2.0, BOTH, waiting, Load(), make_profile(), one_by_one, starts_at=0.0) == NARROW
-    assert asked == [*range(1001, 969, -1)]
+    assert width_foreseen(2.0, widths, waiting, Load(), make_profile(), one_by_one, starts_at=0.0) == width
+    assert asked == [1001, 1000, 999, 998]
+
+
+def test_who_ran_or_was_shed_is_gone_from_the_next_decision() -> None:
+    """The image in question, due at 3.5, allows the narrow width alone; its decision is the third."""
+    narrow, wide = (NARROW,), (WIDE,)
+    decisions = iter(
+        [
+            Decision(WIDE, [1], [0], 0.04, ""),  # 40 ms
+            Decision(WIDE, [3, 0], (), 0.048, ""),  # 48 ms
+            Decision(NARROW, [0], (), 0.01, ""),
+        ]
+    )
+    seen = []
+
+    def recorded(queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> Decision:
+        seen.append(([*queue.due], [*queue.widths], dict(queue.kinds), round(now, 6)))
+        return next(decisions)
+
+    waiting = QueueView([1, 2, 3, 4, 5], [BOTH, wide, BOTH, BOTH, wide], {BOTH: 3, wide: 2})
+    load = Load(interference=2.0, hop_s=0.001)
+    assert width_foreseen(3.5, narrow, waiting, load, make_profile(), recorded, starts_at=0.5) == NARROW
+    assert seen == [
+        ([1, 2, 3, 3.5, 4, 5], [BOTH, wide, BOTH, narrow, BOTH, wide], {BOTH: 3, wide: 2, narrow: 1}, 0.5),
+        ([3, 3.5, 4, 5], [BOTH, narrow, BOTH, wide], {BOTH: 2, narrow: 1, wide: 1}, 0.581),
+        ([3.5, 4], [narrow, BOTH], {narrow: 1, BOTH: 1}, 0.678),
+    ]
+    assert waiting == QueueView([1, 2, 3, 4, 5], [BOTH, wide, BOTH, BOTH, wide], {BOTH: 3, wide: 2})
 
 
 # -- the chance
@@ -138,8 +165,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture
-def site(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    monkeypatch.setattr(PlanInputs, "make_beside", PlanInputs.make, raising=False)  # another process takes a second
+def site(checkpoint: Checkpoint) -> Runner:
     return Runner(checkpoint)
 
 
@@ -237,12 +263,17 @@ def test_who_names_no_budget_was_promised_nothing(site: Runner) -> None:
 
 
 def test_a_budget_that_makes_no_sense_is_refused(site: Runner) -> None:
-    accepted = "it must be a number above 0 and at most 600000."
+    """In the words that a request's own budget gets."""
+    number, range_ms = "it must be a number of milliseconds such as 100.", "it must be above 0 and at most 600000."
 
     async def scenario(site: Site) -> None:
-        for text in ("", "soon", "0", "-5", "nan", "inf", "1_0", "600001"):
-            assert check_problem(await site.ask("GET", QUOTE + text), 400) == f"budget_ms is {text!r}; {accepted}"
-        assert accepted in check_problem(await site.ask("GET", "/v1/quote"), 400)
+        for said, texts in {number: ("", "soon", "nan", "inf", "1_0"), range_ms: ("0", "-5", "600000.1")}.items():
+            for text in texts:
+                assert check_problem(await site.ask("GET", QUOTE + text), 400) == f"budget_ms is {text!r}; {said}"
+                reply = await site.classify(headers={"X-Latency-Budget-Ms": text})
+                assert check_problem(reply, 400) == f"X-Latency-Budget-Ms is {text!r}; {said}"
+        missing = check_problem(await site.ask("GET", "/v1/quote"), 400)
+        assert missing == "There is no budget_ms: name one, such as ?budget_ms=100."
         unknown = check_problem(await site.ask("GET", f"{QUOTE}10&width=1"), 400)
         assert unknown == "Unknown query parameter 'width'; there is only budget_ms."
 
