@@ -6,7 +6,7 @@ A line is an object whose one key tells what it holds:
     profile    every cell of it that there is: [width, batch size, p50_s, p99_s]
     cells      those of them whose seconds have changed since
     plan       what the adaptive policy's plan is made from (``PlanInputs``); null as long as there is none
-    decision   queue, load and instant as the policy saw them, and what it decided
+    decision   queue, load and instant as the policy saw them, what it remembered, if anything, and what it decided
     gap        so many decisions are missing here, because the disk did not keep up
 
 A file begins with header, profile and plan, and behind a gap come profile and plan: to go on, nothing is needed of what
@@ -15,20 +15,24 @@ was deleted or lost before. Floats are written in full, so that they are read ba
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
 from server.planner import PlanInputs
+from server.policies.threshold import Remembered
 from server.types import Decision, Load, QueueView
 
 FORMAT = 1
@@ -147,6 +151,7 @@ def _decision(queue: QueueView, load: Load, now: float, decision: Decision) -> s
             "due": list(queue.due),
             "kinds": [[float(width) for width in widths] for widths in kinds],
             **({"kind_of": [index[widths] for widths in queue.widths]} if len(kinds) > 1 else {}),
+            **({"memory": decision.memory} if isinstance(decision, Remembered) else {}),
             "width": float(decision.width),
             "batch": list(decision.batch),
             "shed": list(decision.shed),
@@ -169,10 +174,10 @@ class _Writer(threading.Thread):
         self._max_old_bytes = max_bytes - max_bytes // NUM_FILES
         self._names = (f"decisions-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}", ".jsonl")
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._pending: list[tuple[bool, str]] = []
+        self._pending: list[list[str]] = [[]]  # for the file that is open, and for each that is to follow it
         self._pending_bytes = 0
         self.failed = False
-        self._file: IO[str] | None = None
+        self._file: io.FileIO | None = None  # without a buffer: what could not be written must not be tried for ever
         self._num_opened = 0
 
     def take(self, text: str, opens: bool) -> bool:
@@ -180,18 +185,18 @@ class _Writer(threading.Thread):
         with self._lock:
             if self.failed or self._pending_bytes + len(text) > MAX_PENDING_BYTES:
                 return False
-            self._pending.append((opens, text))
+            if opens:
+                self._pending.append([])
+            self._pending[-1].append(text)
             self._pending_bytes += len(text)
             return True
 
     def run(self) -> None:
         """Looks a few times a second: to be woken for every decision would take the interpreter from the event loop."""
-        while not self._closing.wait(WRITE_EVERY_S):
+        while not (self.failed or self._closing.wait(WRITE_EVERY_S)):
             self._write_pending()
         self._write_pending()
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
+        self._close_file()
 
     def close(self) -> None:
         self._closing.set()
@@ -200,25 +205,38 @@ class _Writer(threading.Thread):
 
     def _write_pending(self) -> None:
         with self._lock:
-            pending, self._pending, self._pending_bytes = self._pending, [], 0
+            pending, self._pending, self._pending_bytes = self._pending, [[]], 0
         try:
-            for opens, text in pending:
-                if opens:
+            for i, texts in enumerate(pending):
+                if i:
                     self._open_next()
-                assert self._file is not None, "the first text opens a file"
-                self._file.write(text)
-            if self._file is not None:
-                self._file.flush()
+                self._write(texts)
         except OSError as error:
             with self._lock:
                 self.failed = True
-                unwritten, self._pending = [*pending, *self._pending], []
-            self._dropped(len(unwritten))
+                unwritten, self._pending = [*pending, *self._pending], [[]]
+            self._close_file()
+            self._dropped(sum(map(len, unwritten)))
             log.warning("decisions are not recorded any more: %s", error)
 
-    def _open_next(self) -> None:
+    def _write(self, texts: list[str]) -> None:
+        """All at once: every write takes the interpreter from the event loop. What was written leaves the list."""
+        data, num_written = "".join(texts).encode("ascii"), 0
+        try:
+            while num_written < len(data):
+                assert self._file is not None, "the first text opens a file"
+                num_written += self._file.write(data[num_written:])
+        finally:
+            del texts[: bisect_right([*accumulate(map(len, texts))], num_written)]
+
+    def _close_file(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _open_next(self) -> None:
+        self._close_file()
         self._folder.mkdir(parents=True, exist_ok=True)
         sizes = {path: path.stat().st_size for path in sorted(self._folder.glob(PATTERN))}
         while sum(sizes.values()) > self._max_old_bytes:
@@ -227,4 +245,4 @@ class _Writer(threading.Thread):
             del sizes[oldest]
         self._num_opened += 1
         path = self._folder / f"{self._names[0]}-{self._num_opened:06d}{self._names[1]}"
-        self._file = path.open("x", encoding="ascii")
+        self._file = path.open("xb", buffering=0)

@@ -10,6 +10,7 @@ from scala_model.width import Width
 from server.planner import PlanInputs
 from server.policies import Policy, fixed_width, policy_of
 from server.policies.adaptive import Adaptive
+from server.policies.threshold import Remembered, Threshold
 from server.replay_log import Header, Moment
 from server.types import Decision, QueueView
 
@@ -34,10 +35,13 @@ class Player:
             queue = self._allowing(queue, tuple(moment.header.accuracy))
         if isinstance(self._policy, Adaptive):
             self._follow_plan(self._policy, moment)
+        if isinstance(self._policy, Threshold) and isinstance(moment.decision, Remembered) and self._name is None:
+            self._policy.memory = moment.decision.memory
         return self._policy(queue, moment.load, moment.profile, moment.now)
 
     def _begin(self, header: Header) -> None:
-        """A policy may remember what it did: it goes on from file to file, and not from one server to the next."""
+        """Another policy than the log's may remember what it did: it goes on from file to file, and not from one
+        server to the next."""
         name, widths = self._name or header.policy, tuple(header.accuracy)
         self._fixed, self._recorded_fixed = fixed_width(name, widths), fixed_width(header.policy, widths)
         if not header.continues(self._header):

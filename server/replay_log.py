@@ -13,6 +13,7 @@ from scala_model.width import Width
 from server.decision_log import FORMAT, PATTERN
 from server.latency_profile import SAMPLES, LatencyProfile, buckets_up_to
 from server.planner import PlanInputs
+from server.policies.threshold import Memory, Remembered
 from server.types import Decision, Load, QueueView
 
 
@@ -103,7 +104,7 @@ class DecisionReader:
             _queue(told),
             Load(**told["load"]),
             told["now"],
-            Decision(Width(told["width"]), told["batch"], told["shed"], told["predicted_s"], told["reason"]),
+            _decision(told),
         )
 
     def _read_header(self, told: Any) -> None:
@@ -150,6 +151,11 @@ def _queue(told: Any) -> QueueView:
     kind_of = told.get("kind_of", [0] * len(told["due"]))
     counts = Counter(kind_of)
     return QueueView(told["due"], [kinds[i] for i in kind_of], {kind: counts[i] for i, kind in enumerate(kinds)})
+
+
+def _decision(told: Any) -> Decision:
+    decided = Width(told["width"]), told["batch"], told["shed"], told["predicted_s"], told["reason"]
+    return Remembered(*decided, Memory(*told["memory"])) if "memory" in told else Decision(*decided)
 
 
 def log_files(path: Path) -> list[Path]:

@@ -27,7 +27,7 @@ HEADER = {
     "part": 1,
 }
 CELLS = [[0.25, 1, 0.010, 0.010], [1.0, 1, 0.040, 0.040], [0.25, 2, 0.012, 0.012], [1.0, 2, 0.048, 0.048]]
-LOAD = {"arrival_rate": 0.0, "interference": 1.0, "hop_s": 0.0, "respond_s": 0.0, "busy": 0.0}
+LOAD = {"arrival_rate": 0.0, "interference": 1.0, "hop_s": 0.0, "respond_s": 0.0, "busy": 0.0, "tail": 1.0}
 
 
 def make_profile() -> LatencyProfile:
@@ -41,7 +41,7 @@ def plan_inputs() -> PlanInputs:
     """What a server of this profile plans from when nobody has come yet."""
     told: list[PlanInputs] = []
     profile = make_profile()
-    Planner(Adaptive(), profile, LoadMonitor(), profile.widths, 0.1, 8, told.append).refresh()
+    Planner(Adaptive(), profile, LoadMonitor(), profile.widths, 0.1, 8, told.append).refresh(0.0)
     (inputs,) = told
     return inputs
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,10 +17,11 @@ import pytest
 
 from server import decision_log
 from server.decision_log import DecisionLog
+from server.policies.threshold import Memory, Remembered
 from server.types import Decision, Load, QueueView
-from tests.unit.decision_lines import CELLS, NARROW, WIDE, make_profile, plan_inputs
+from tests.unit.decision_lines import CELLS, HEADER, NARROW, WIDE, make_profile, plan_inputs
 
-LOAD = Load(12.5, 1.1, 0.002, 0.003, 0.25)
+LOAD = Load(12.5, 1.1, 0.002, 0.003, 0.25, 1.2)
 BOTH = (NARROW, WIDE)
 MIB = 2**20
 
@@ -76,16 +79,8 @@ def test_a_file_begins_with_all_that_its_decisions_need(tmp_path: Path) -> None:
             Decision(WIDE, [1], range(1), 0.1 + 0.2, "because"),
         )
     header, profile, plan, decision = lines(tmp_path)
-    assert header["header"].pop("started")
-    assert header["header"] == {
-        "format": 1,
-        "model": "toy",
-        "policy": "adaptive",
-        "widths": [0.25, 1.0],
-        "accuracies": [0.5, 0.7],
-        "buckets": [1, 2],
-        "part": 1,
-    }
+    assert header["header"]["started"]
+    assert header["header"] == HEADER | {"policy": "adaptive", "started": header["header"]["started"]}
     assert profile == {"profile": CELLS}
     inputs = plan_inputs()
     assert plan["plan"].keys() == asdict(inputs).keys()
@@ -93,7 +88,14 @@ def test_a_file_begins_with_all_that_its_decisions_need(tmp_path: Path) -> None:
     assert (plan["plan"]["budgets_s"], plan["plan"]["max_waiting"]) == ([*inputs.budgets_s], 8)
     assert decision["decision"] == {
         "now": 7.25,
-        "load": {"arrival_rate": 12.5, "interference": 1.1, "hop_s": 0.002, "respond_s": 0.003, "busy": 0.25},
+        "load": {
+            "arrival_rate": 12.5,
+            "interference": 1.1,
+            "hop_s": 0.002,
+            "respond_s": 0.003,
+            "busy": 0.25,
+            "tail": 1.2,
+        },
         "due": [8.0, 9.5],
         "kinds": [[0.25, 1.0], [1.0]],
         "kind_of": [1, 0],
@@ -103,6 +105,13 @@ def test_a_file_begins_with_all_that_its_decisions_need(tmp_path: Path) -> None:
         "predicted_s": 0.30000000000000004,
         "reason": "because",
     }
+
+
+def test_what_a_policy_remembered_is_told_with_the_decision(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        decision = Remembered(WIDE, (0,), (), 0.04, "threshold", Memory(1, 0.1 + 0.2))
+        recorder.log.decided(queue(8.0), LOAD, 7.0, decision)
+    assert lines(tmp_path)[-1]["decision"]["memory"] == [1, 0.30000000000000004]
 
 
 def test_only_what_changed_is_told_again(tmp_path: Path) -> None:
@@ -222,11 +231,41 @@ def test_a_folder_that_cannot_be_written_ends_the_record_with_one_warning(
     assert recorder.dropped == 4
 
 
+@contextmanager
+def room_for(file_bytes: int) -> Iterator[None]:
+    """No file can grow larger: the last write fits in part, as on a disk that fills up."""
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+
+
+def test_a_disk_that_fills_up_keeps_what_it_took_and_is_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "WRITE_EVERY_S", 0.001)
+    with caplog.at_level(logging.WARNING), room_for(5000), recording(tmp_path) as recorder:
+        for _ in range(30):  # about 200 bytes each
+            recorder.note(8.0)
+        time.sleep(0.05)  # many rounds
+        recorder.note(9.0)
+    assert len(caplog.messages) == 1
+    (path,) = tmp_path.iterdir()
+    *whole, last = path.read_text().splitlines(keepends=True)
+    assert path.stat().st_size == 5000
+    assert not last.endswith("\n")
+    written = sum(line.startswith('{"decision":') for line in whole)
+    assert 15 < written < 25
+    assert written + recorder.dropped == 31
+
+
 def test_a_full_disk_is_no_reason_to_stop_serving(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullDisk:
-        def write(self, text: str) -> None:
+        def write(self, data: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         def close(self) -> None:

@@ -13,12 +13,14 @@ import typer
 from typer.testing import CliRunner
 
 from scala_model.checkpoint import read_checkpoint
+from server.decision_log import DecisionLog
 from server.planner import PlanInputs
+from server.policies import policy_of
 from server.replay import Player, Report
 from server.replay import replay as derive
 from server.replay_command import replay
 from server.replay_log import DecisionReader, log_files
-from server.types import QueueView
+from server.types import Load, QueueView
 from tests.unit.decision_lines import (
     CELLS,
     HEADER,
@@ -26,6 +28,7 @@ from tests.unit.decision_lines import (
     NARROW,
     WIDE,
     decided,
+    make_profile,
     plan_inputs,
     write_log,
 )
@@ -188,19 +191,50 @@ def test_a_policy_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "was not trained" in refusal(log, "fixed:0.5")
 
 
-def test_what_a_policy_remembers_goes_from_file_to_file_but_not_to_another_server(tmp_path: Path) -> None:
-    """A busy engine: the bands of utilisation step down from the widest once in half a second."""
+def bands(now: float, busy: float, wide: bool, memory: list[float]) -> dict[str, Any]:
+    """Decided by the bands of utilisation, which make a step down from the widest once in half a busy second."""
+    width, predicted_s = (1.0, 0.04) if wide else (0.25, 0.01)
+    more = {"now": now, "load": LOAD | {"busy": busy}, "reason": "threshold", "memory": memory}
+    return decided([now + 1], width, [0], predicted_s, **more)
 
-    def busy(now: float, width: float, predicted_s: float) -> dict[str, Any]:
-        load = LOAD | {"busy": 0.9}
-        return decided([now + 1], width, [0], predicted_s, now=now, load=load, reason="threshold")
 
+def test_what_a_policy_remembered_is_known_where_earlier_decisions_are_not(tmp_path: Path) -> None:
+    steps = [bands(0.0, 0.6, True, [0, 0.0]), bands(1.0, 0.9, False, [0, 0.5]), bands(1.2, 0.6, False, [1, 1.5])]
+    after = [{"gap": 3}, {"profile": CELLS}, {"plan": None}]
+    header = HEADER | {"policy": "threshold", "part": 2}
+    log = tmp_path / "log.jsonl"
+    for lines in (steps, steps[2:], [steps[0], *after, steps[2], *after, bands(1.4, 0.9, True, [0, 1.5])]):
+        assert derived(write_log(log, *lines, header=header)).different == 0
+    assert derived(write_log(log, bands(1.2, 0.6, False, [0, 1.5]), header=header)).different == 1
+
+
+def test_every_file_of_a_policy_that_remembers_stands_by_itself(tmp_path: Path) -> None:
+    """Two busy seconds, then neither busy nor idle ones: at the narrowest from the first step on."""
+    profile, policy, both = make_profile(), policy_of("threshold"), (NARROW, WIDE)
+    log = DecisionLog(tmp_path, 2**20, model="toy", policy="threshold", profile=profile, dropped=lambda count: None)
+    for i in range(500):  # about 600 bytes each
+        now, load = i / 100, Load(busy=0.9 if i < 200 else 0.6)
+        queue = QueueView([now + 1 + k / 7 for k in range(40)], [both] * 40, {both: 40})
+        log.decided(queue, load, now, policy(queue, load, profile, now))
+    log.start()
+    log.close()
+    files = log_files(tmp_path)
+    assert len(files) > 2
+    for path in files:
+        report = derived(path, "slackfit")
+        assert report.different == 0
+        assert [*report.tallies["threshold (recorded)"].images] == [NARROW]
+
+
+def test_what_a_judged_policy_remembers_goes_from_file_to_file_but_not_to_another_server(tmp_path: Path) -> None:
     header = HEADER | {"policy": "threshold"}
-    calm = decided([1.0], 1.0, [0], 0.04, reason="threshold", load=LOAD | {"busy": 0.6})
-    write_log(tmp_path / "decisions-1.jsonl", calm, busy(1.0, 0.25, 0.01), header=header)
-    write_log(tmp_path / "decisions-2.jsonl", busy(1.2, 0.25, 0.01), header=header | {"part": 2})
+    calm, busy = bands(1.2, 0.6, True, [0, 9.0]), bands(1.0, 0.9, True, [0, 9.0])
+    write_log(tmp_path / "decisions-1.jsonl", busy, header=header)
+    write_log(tmp_path / "decisions-2.jsonl", calm, header=header | {"part": 2})
     write_log(tmp_path / "decisions-3.jsonl", calm, header=header | {"started": "2026-02-01"})
-    assert derived(tmp_path).different == 0
+    player = Player("threshold")
+    widths = [player.decide(moment).width for moment in DecisionReader(log_files(tmp_path))]
+    assert widths == [NARROW, NARROW, WIDE]
 
 
 # -- what is missing or damaged
@@ -235,6 +269,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
         {"decision": {"now": 1.0}},
         {"decision": ONE_WITH_TIME["decision"] | {"width": 7}},
         {"decision": ONE_WITH_TIME["decision"] | {"kinds": []}},
+        {"decision": ONE_WITH_TIME["decision"] | {"memory": [1, 2.0, 3]}},
         {"decision": ONE_WITH_TIME["decision"] | {"load": {"speed": 1}}},
         {"cells": [[0.25, 1]]},
         {"profile": 5},
