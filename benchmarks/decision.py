@@ -19,14 +19,14 @@ import platform
 import random
 import statistics
 import time
-from bisect import insort
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile
 from server.policies.adaptive import Adaptive
-from server.policies.deadlines import fits, sizes_for
+from server.policies.deadlines import fits
 from server.policies.plan import Plan, make_plan
 from server.simulation.machines import built_in
 from server.types import Load, QueueView
@@ -67,18 +67,20 @@ def situations(
     kinds: Kinds, load: Load, profile: LatencyProfile, waiting: int, chance: random.Random
 ) -> Iterator[QueueView]:
     """Endless. Deadlines lie anywhere up to an instant that moves away with each one that could not be met."""
-    sizes = sizes_for(kinds, load, profile)
     start_s = load.hop_s + load.respond_s
     while True:
-        latest_s, due = chance.choice(LATEST_S), list[float]()
+        latest_s, due, widths = chance.choice(LATEST_S), list[float](), list[tuple[Width, ...]]()
+        queue = QueueView(due, widths, kinds_waiting := Counter[tuple[Width, ...]]())
         while len(due) < waiting:
-            newcomer = chance.uniform(0, latest_s)
-            if fits(due, newcomer, start_s, sizes):
-                insort(due, newcomer)
+            newcomer, allowed = chance.uniform(0, latest_s), chance.choice(kinds)
+            if fits(queue, newcomer, allowed, start_s, load, profile):
+                place = bisect_right(due, newcomer)
+                due.insert(place, newcomer)
+                widths.insert(place, allowed)
+                kinds_waiting[allowed] += 1
             else:
                 latest_s *= 1.001
-        widths = [chance.choice(kinds) for _ in due]
-        yield QueueView(due, widths, Counter(widths))
+        yield queue
 
 
 def measure(

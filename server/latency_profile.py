@@ -60,6 +60,7 @@ class LatencyProfile:
         self.buckets = buckets_up_to(max_batch)
         self.fastest = self.widths[0]
         self.by_speed: tuple[Width, ...] = ()  # the ready ones, the most images a second first
+        self.by_latency: tuple[Width, ...] = ()  # the same, the least time for one image first
         self._cells: dict[tuple[Width, int], Cell] = {}
         self._dominated: dict[int, frozenset[Width]] = {}
         self._rows: dict[Width, tuple[Row, ...]] = {}
@@ -141,6 +142,7 @@ class LatencyProfile:
         """A cell has changed: find out which widths are dominated at its bucket, and which are the fastest."""
         self._rows.pop(width, None)
         self.by_speed = tuple(sorted(filter(self.ready, self.widths), key=self.seconds_per_image))
+        self.by_latency = tuple(sorted(self.by_speed, key=lambda ready: self._cells[ready, 1].p50_s))
         self.fastest = self.by_speed[0] if self.by_speed else self.widths[0]
         measured = [(self._cells[w, bucket].p50_s, -self.accuracy[w], w) for w in self.widths if self.cell(w, bucket)]
         dominated, best = set[Width](), -float("inf")

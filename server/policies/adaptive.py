@@ -3,7 +3,7 @@
 A missed deadline costs a request's whole accuracy, the next width only a point or two. So a decision has two parts.
 
 1. What is *feasible* is checked exactly: an action may be taken if the batch meets the earliest deadline, and if all
-   others that wait could then still meet theirs, were the device to serve them at its fastest width.
+   others that wait could then still meet theirs, were the device to serve each at the fastest width that he allows.
 2. Which of those is *best* was worked out beforehand by a ``Plan``, from how many wait and how fast more arrive: it
    prices the queue that an action leaves behind and the arrivals that it keeps waiting.
 
@@ -22,7 +22,16 @@ from typing import NamedTuple
 
 from scala_model.width import Width
 from server.latency_profile import LatencyProfile, Row
-from server.policies.deadlines import fastest_of, in_time, margin_s, sizes_for, soonest_of
+from server.policies.deadlines import (
+    Sizes,
+    fastest_of,
+    in_time,
+    lanes_in_time,
+    lanes_of,
+    margin_s,
+    sizes_for,
+    soonest_of,
+)
 from server.policies.plan import Action, Plan
 from server.types import Decision, Load, QueueView
 
@@ -47,11 +56,12 @@ class Adaptive:
 
 
 class _Crowd(NamedTuple):
-    """Who may run together: places among the living, their deadlines, and the deadlines of those who may not."""
+    """Who may run together: places among the living, and their deadlines; and those who may not, with their lanes."""
 
     places: Sequence[int]
     due: Sequence[float]
     others_due: Sequence[float]
+    others_lanes: bytes
 
 
 # Width, crowd, first, stop, seconds: run those of the crowd from first to stop; the more urgent ones are given up, for
@@ -79,18 +89,21 @@ class _Options:
         self._alive, self._shed, self._actions = alive, shed, actions
         self._due = [queue.due[i] for i in alive] if shed else queue.due
         self._start = now + load.hop_s + load.respond_s
-        self._sizes = sizes_for(queue.kinds, load, profile)
         allowed = queue.widths[alive[0]]  # the head decides; others join where that costs them no accuracy
         fastest = fastest_of(allowed, profile)
         assert fastest is not None, "or the head would not be alive"
         self._fastest = profile.widths.index(fastest)
         self._margin_s = margin_s(len(alive), fastest, load, profile)
         self._crowds: Sequence[_Crowd] | Mapping[int, _Crowd]  # of each width
+        self._sizes: Sequence[Sizes]  # what the device offers to each lane
+        self._promised = 0 if len(queue.kinds) == 1 else PROMISED  # for plans know nothing of kinds
         if len(queue.kinds) == 1:
-            self._crowds = [_Crowd(range(len(alive)), self._due, ())] * len(profile.widths)
+            self._lanes, self._sizes = b"", [sizes_for(allowed, load, profile)]
+            self._crowds = [_Crowd(range(len(alive)), self._due, (), b"")] * len(profile.widths)
         else:
             widths = [queue.widths[i] for i in alive] if shed else queue.widths
-            self._crowds = _Crowds(widths, self._due, actions, profile)
+            self._lanes, self._sizes = lanes_of(widths, load, profile)
+            self._crowds = _Crowds(widths, self._due, self._lanes, actions, profile)
         usual = allowed == profile.widths  # 0.1 µs
         self._rows = [profile.rows(width) if usual or width in allowed else () for width in profile.widths]
 
@@ -112,8 +125,11 @@ class _Options:
             rows = self._rows[width]
             if place[size] < len(rows):
                 attempt = self._attempt(width, rows[place[size]])
-                _, _, given_up, _, _ = attempt
-                worth -= given_up * price
+                _, _, given_up, stop, _ = attempt
+                if given_up:
+                    if stop - given_up < self._promised * given_up:
+                        continue
+                    worth -= given_up * price
                 if worth > best_worth and self._others_in_time(attempt):
                     best, best_worth = attempt, worth
         return best
@@ -131,19 +147,42 @@ class _Options:
         return best
 
     def _hurried(self) -> _Attempt:
-        """Somebody will be late. The batch at the fastest width that saves the most images a second."""
+        """Somebody will be late. The batch at the fastest width that saves the most images a second; where none saves
+        more than it gives up, the head alone, at the width that takes least for one."""
         attempts = [self._attempt(self._fastest, row) for row in self._rows[self._fastest]]
         saved = [(stop - first - PROMISED * first) / seconds for _, _, first, stop, seconds in attempts]
         best = max(range(len(attempts)), key=saved.__getitem__)
         if saved[best] > 0:
             return attempts[best]
-        return self._fastest, self._crowds[self._fastest], 0, 1, self._seconds(self._fastest, 1)
+        quickest = min((i for i, rows in enumerate(self._rows) if rows), key=lambda i: self._rows[i][0].p50_s)
+        return quickest, self._crowds[quickest], 0, 1, self._seconds(quickest, 1)
+
+    def _at_no_loss(self, attempt: _Attempt) -> _Attempt:
+        """The same images at the most accurate width that takes no longer for them: a dominated one is never chosen."""
+        width, crowd, first, stop, _ = attempt
+        profile, widths, batch = self._profile, self._profile.widths, stop - first
+        dominated = profile.dominated_at(batch)
+        if not dominated or widths[width] not in dominated:
+            return attempt
+        p50_s, p99_s = profile.p50(widths[width], batch), profile.p99(widths[width], batch)
+        images = {*crowd.places[first:stop]}
+        no_slower = [
+            other
+            for other, rows in enumerate(self._rows)
+            if rows
+            and batch <= rows[-1].batch
+            and profile.p50(widths[other], batch) <= p50_s
+            and profile.p99(widths[other], batch) <= p99_s
+            and images.issubset(self._crowds[other].places)
+        ]
+        best = max(no_slower, key=lambda i: (profile.accuracy[widths[i]], -profile.p50(widths[i], batch)))
+        return best, crowd, first, stop, self._seconds(best, batch)
 
     def _attempt(self, width: int, row: Row) -> _Attempt:
         """A batch of up to this size, without those whom it would make late."""
         crowd, size = self._crowds[width], row.batch
         count = len(crowd.due)
-        seconds = self._load.interference * row.p99_s if size <= count else self._seconds(width, count)
+        seconds = self._load.p99(row.p99_s) if size <= count else self._seconds(width, count)
         given_up = bisect_left(crowd.due, self._start + seconds)
         stop = given_up + size
         if stop > count:
@@ -152,7 +191,7 @@ class _Options:
         return width, crowd, given_up, stop, seconds
 
     def _seconds(self, width: int, batch: int) -> float:
-        return self._load.interference * self._profile.p99(self._profile.widths[width], batch)
+        return self._load.p99(self._profile.p99(self._profile.widths[width], batch))
 
     def _others_in_time(self, attempt: _Attempt) -> bool:
         """Whether those left behind can meet their deadlines once the device is free again."""
@@ -163,12 +202,14 @@ class _Options:
         if width != self._fastest:
             clock += self._margin_s
         end = crowd.places[stop - 1] + 1  # of those before it, only the others stay
-        if end == stop:
-            return in_time(self._due, end, clock, self._sizes)
-        return in_time([*crowd.others_due[: end - stop], *self._due[end:]], 0, clock, self._sizes)
+        if end == stop and len(self._sizes) == 1:
+            return in_time(self._due, end, clock, self._sizes[0])
+        due = [*crowd.others_due[: end - stop], *self._due[end:]]
+        lanes = crowd.others_lanes[: end - stop] + self._lanes[end:]
+        return lanes_in_time(due, lanes, clock, self._sizes)
 
     def _decision(self, attempt: _Attempt, reason: str) -> Decision:
-        width, crowd, given_up, stop, seconds = attempt
+        width, crowd, given_up, stop, seconds = self._at_no_loss(attempt)
         batch = crowd.places[given_up:stop]
         batch = self._alive[batch.start : batch.stop] if isinstance(batch, range) else [self._alive[i] for i in batch]
         return Decision(self._profile.widths[width], batch, self._shed, seconds, reason)
@@ -184,11 +225,12 @@ class _Crowds(dict[int, _Crowd]):
         self,
         widths: Sequence[tuple[Width, ...]],
         due: Sequence[float],
+        lanes: bytes,
         actions: Sequence[Action],
         profile: LatencyProfile,
     ) -> None:
         super().__init__()
-        self._due, self._accuracy = due, [*profile.accuracy.values()]
+        self._due, self._lanes, self._accuracy = due, lanes, [*profile.accuracy.values()]
         self._ids = [*map(id, widths)]
         index = {width: i for i, width in enumerate(profile.widths)}
         different = dict(zip(self._ids, widths, strict=True))
@@ -214,8 +256,9 @@ class _Crowds(dict[int, _Crowd]):
     def _those(self, joins: Sequence[bool]) -> _Crowd:
         of_kind = dict(zip(self._kinds, joins, strict=True))
         mask = [of_kind[key] for key in self._ids]
-        others_due = [*compress(self._due, map(not_, mask))]
-        return _Crowd([*compress(count(), mask)], [*compress(self._due, mask)], others_due)
+        others = [*map(not_, mask)]
+        others_due, others_lanes = [*compress(self._due, others)], bytes(compress(self._lanes, others))
+        return _Crowd([*compress(count(), mask)], [*compress(self._due, mask)], others_due, others_lanes)
 
 
 def sort_out(queue: QueueView, load: Load, profile: LatencyProfile, now: float) -> tuple[Sequence[int], Sequence[int]]:

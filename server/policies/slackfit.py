@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from server.latency_profile import LatencyProfile
 from server.policies.adaptive import sort_out
-from server.policies.deadlines import fastest_of
+from server.policies.deadlines import quickest_of
 from server.types import Decision, Load, QueueView
 
 BUCKETS = 16
@@ -23,7 +23,7 @@ def slackfit(queue: QueueView, load: Load, profile: LatencyProfile, now: float) 
     slack_s = queue.due[alive[0]] - (now + load.hop_s + load.respond_s)
     enough = next((size for size in profile.buckets if size >= len(alive)), profile.buckets[-1])
     pairs = [
-        (load.interference * row.p99_s, row.batch, profile.accuracy[width], width)
+        (load.p99(row.p99_s), row.batch, profile.accuracy[width], width)
         for width in allowed
         for row in profile.rows(width)
         if row.batch <= enough
@@ -36,8 +36,8 @@ def slackfit(queue: QueueView, load: Load, profile: LatencyProfile, now: float) 
         best = max(pair[1:] for pair in fitting if int((pair[0] - shortest_s) / step_s) == bucket)
         batch, width = best[0], best[2]
     else:
-        fastest = fastest_of(allowed, profile)
-        assert fastest is not None, "or the head would not be alive"
-        batch, width = 1, fastest
+        quickest = quickest_of(allowed, profile)
+        assert quickest is not None, "or the head would not be alive"
+        batch, width = 1, quickest
     members = [i for i in alive if width in queue.widths[i]][:batch]
-    return Decision(width, members, shed, load.interference * profile.p99(width, len(members)), "slackfit")
+    return Decision(width, members, shed, load.p99(profile.p99(width, len(members))), "slackfit")

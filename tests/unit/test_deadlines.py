@@ -16,7 +16,12 @@ from server.policies.deadlines import (
     fastest_of,
     fits,
     in_time,
+    lanes_in_time,
+    lanes_of,
     margin_s,
+    mixed_margin_s,
+    mixed_work_s,
+    quickest_of,
     sizes_for,
     soonest_of,
     work_s,
@@ -67,30 +72,59 @@ def test_the_fastest_width_is_the_one_that_gets_through_the_most_images() -> Non
 
 
 @pytest.mark.parametrize(
-    ("kinds", "sizes_ms"),
+    ("widths", "sizes_ms"),
     [
-        ([ALL], [(4, 16), (2, 12), (1, 10)]),
-        ([(MIDDLE, WIDE)], [(4, 32), (2, 24), (1, 20)]),
-        ([ALL, (MIDDLE,)], [(4, 32), (2, 24), (1, 20)]),
-        ([(WIDE,), ALL, (NARROW,)], [(4, 64), (2, 48), (1, 40)]),
-        ([], []),
+        (ALL, [(4, 16), (2, 12), (1, 10)]),
+        ((MIDDLE, WIDE), [(4, 32), (2, 24), (1, 20)]),
+        ((WIDE,), [(4, 64), (2, 48), (1, 40)]),
+        ((), []),
     ],
 )
-def test_a_queue_is_counted_at_the_slowest_width_that_somebody_needs(
-    kinds: Sequence[tuple[Width, ...]], sizes_ms: Sequence[tuple[int, float]]
+def test_images_are_counted_at_the_fastest_width_that_they_allow(
+    widths: tuple[Width, ...], sizes_ms: Sequence[tuple[int, float]]
 ) -> None:
-    assert in_ms(sizes_for(kinds, IDLE, PROFILE)) == sizes_ms
+    assert in_ms(sizes_for(widths, IDLE, PROFILE)) == sizes_ms
+
+
+def gpu_profile() -> LatencyProfile:
+    """One image takes 2.1 ms at the narrowest width and 2.0 at the widest; four take 2.4 and 8."""
+    profile = LatencyProfile({NARROW: 0.5, WIDE: 0.7}, 4)
+    for width, *each_ms in ((NARROW, 2.1, 2.2, 2.4), (WIDE, 2.0, 4.0, 8.0)):
+        for batch, ms in zip((1, 2, 4), each_ms, strict=True):
+            profile.record(width, batch, seconds(ms) * 20)
+    return profile
+
+
+def test_one_image_alone_is_counted_at_the_width_that_takes_least_for_one() -> None:
+    profile = gpu_profile()
+    assert (fastest_of(profile.widths, profile), quickest_of(profile.widths, profile)) == (NARROW, WIDE)
+    assert in_ms(sizes_for(profile.widths, IDLE, profile)) == [(4, 2.4), (2, 2.2), (1, 2.0)]
+    assert in_ms(sizes_for((NARROW,), IDLE, profile)) == [(4, 2.4), (2, 2.2), (1, 2.1)]
+    assert soonest_of(profile.widths, IDLE, profile, 7.0) == pytest.approx(7.002)
+    assert quickest_of((MIDDLE,), profile) is None
+    profile.withdraw(WIDE, 1)
+    assert quickest_of(ALL, profile) == NARROW
+
+
+def test_in_a_lane_are_those_who_may_always_run_together() -> None:
+    """The same tuple twice, an equal one, and (MIDDLE, WIDE) and (MIDDLE,), of which either is fastest at the middle
+    one."""
+    copy = (*ALL,)
+    lanes, sizes = lanes_of([ALL, (WIDE,), ALL, copy, (MIDDLE, WIDE), (NARROW,), (MIDDLE,)], IDLE, PROFILE)
+    assert list(lanes) == [0, 1, 0, 0, 2, 0, 2]
+    assert [in_ms(each)[-1] for each in sizes] == [(1, 10), (1, 40), (1, 20)]
+    lanes, sizes = lanes_of([(NARROW, WIDE), (NARROW,), (WIDE,)], IDLE, gpu_profile())
+    assert list(lanes) == [0, 1, 2], "for one image the first would take the widest, which the second does not allow"
+    assert [in_ms(each)[-1] for each in sizes] == [(1, 2.0), (1, 2.1), (1, 2.0)]
 
 
 def test_each_batch_takes_its_median_times_interference_and_its_hop() -> None:
-    sizes = sizes_for([ALL], Load(interference=2.0, hop_s=0.001, respond_s=9.0), make_profile(samples=1))
+    sizes = sizes_for(ALL, Load(interference=2.0, hop_s=0.001, respond_s=9.0), make_profile(samples=1))
     assert in_ms(sizes) == [(4, 33), (2, 25), (1, 21)]
 
 
-def test_a_width_that_is_not_on_offer_slows_nobody_down() -> None:
-    profile = make_profile(widths=(NARROW, MIDDLE))
-    assert in_ms(sizes_for([ALL, (WIDE,)], IDLE, profile)) == [(4, 16), (2, 12), (1, 10)]
-    assert sizes_for([(WIDE,)], IDLE, profile) == ()
+def test_widths_that_are_not_on_offer_offer_nothing() -> None:
+    assert sizes_for((WIDE,), IDLE, make_profile(widths=(NARROW, MIDDLE))) == ()
 
 
 def test_an_image_could_be_answered_after_its_own_run_and_the_way_there_and_back() -> None:
@@ -150,23 +184,89 @@ def test_in_time_is_what_an_independent_schedule_finds() -> None:
     assert outcomes == {True, False}
 
 
+PINNED = ((4, 0.064), (2, 0.048), (1, 0.040))
+
+
+@pytest.mark.parametrize(
+    ("usual_ms", "pinned_ms", "fine"),
+    [
+        ([], [40], True),
+        ([], [39.9], False),
+        ([16, 16, 16, 16], [600], True),  # and the pinned one has until 56
+        ([16, 16, 16, 16], [56], True),
+        ([16, 16, 16, 16], [55.9], False),
+        ([16, 16, 16, 600], [600], True),
+        ([50], [40], True),  # the pinned one first, as he is more urgent
+        ([49.9], [40], False),
+        ([50], [64], True),  # alone: a batch of four would take until 74
+        ([10], [88, 88, 88, 88], True),  # three or four of them in 64 ms
+        ([10], [58, 98], True),  # both in 48 ms
+        ([10], [57.9, 98], True),  # one by one
+        ([10], [57.9, 89.9], False),
+        ([48.1], [48], False),  # together at full width they would be in time: a batch is of one lane
+    ],
+)
+def test_who_is_pinned_takes_his_own_time_and_delays_only_those_behind_him(
+    usual_ms: Sequence[float], pinned_ms: Sequence[float], fine: bool
+) -> None:
+    queue = sorted([*((ms, 0) for ms in usual_ms), *((ms, 1) for ms in pinned_ms)])
+    instants = [ms / 1000 + EPSILON_S for ms, _ in queue]
+    assert lanes_in_time(instants, bytes(lane for _, lane in queue), 0.0, (SIZES, PINNED)) is fine
+
+
+def test_lanes_in_time_is_what_an_independent_schedule_finds() -> None:
+    """Written down as waiting lists from which batches are taken."""
+    chance = random.Random(0)
+    outcomes = set()
+    for _ in range(500):
+        queue = sorted((chance.uniform(0.005, 0.3), chance.randint(0, 1)) for _ in range(chance.randint(1, 15)))
+        waiting, clock, fine = [*queue], 0.002, True
+        while waiting:
+            due, lane = waiting[0]
+            mine = [each for each in waiting if each[1] == lane]
+            possible = [(size, s) for size, s in (SIZES, PINNED)[lane] if clock + s <= due]
+            enough = [(size, s) for size, s in possible if size >= len(mine)]
+            size, taken = min(enough) if enough else max(possible, default=(1, math.inf))
+            clock += taken
+            fine &= all(clock <= instant for instant, _ in mine[:size])
+            waiting = [each for each in waiting if each not in mine[:size]]
+        assert (
+            lanes_in_time([due for due, _ in queue], bytes(lane for _, lane in queue), 0.002, (SIZES, PINNED)) is fine
+        )
+        outcomes.add(fine)
+    assert outcomes == {True, False}
+
+
+def newcomer_fits(waiting: Sequence[Image], ms: float, clock: float = 0.0, widths: tuple[Width, ...] = ALL) -> bool:
+    return fits(queue_of(waiting), ms / 1000, widths, clock, IDLE, PROFILE)
+
+
 def test_a_newcomer_fits_where_neither_he_nor_who_waits_is_late() -> None:
-    waiting = seconds(16.1, 16.1, 16.1)
-    assert fits(waiting, 0.0161, 0.0, SIZES)
-    assert not fits(waiting, 0.0159, 0.0, SIZES), "with him the others would be late"
-    assert not fits([*waiting, 0.0161], 0.0161, 0.0, SIZES), "the fifth"
-    assert not fits([*waiting, 0.0161], 0.0259, 0.0, SIZES)
-    assert fits([*waiting, 0.0161], 0.0262, 0.0, SIZES), "behind the batch of four"
+    assert newcomer_fits(due(16.1, 3), 16.1)
+    assert not newcomer_fits(due(16.1, 3), 15.9), "with him the others would be late"
+    assert not newcomer_fits(due(16.1, 4), 16.1), "the fifth"
+    assert not newcomer_fits(due(16.1, 4), 25.9)
+    assert newcomer_fits(due(16.1, 4), 26.2), "behind the batch of four"
 
 
 def test_who_is_late_in_any_case_is_no_obstacle() -> None:
-    assert fits(seconds(5, 9.9), 0.0101, 0.0, SIZES)
-    assert not fits(seconds(5, 10.1), 0.0101, 0.0, SIZES), "this one is not lost yet"
+    assert newcomer_fits([*due(5), *due(9.9)], 10.1)
+    assert not newcomer_fits([*due(5), *due(10.1)], 10.1), "this one is not lost yet"
+    assert newcomer_fits(due(39.9, widths=(WIDE,)), 40.1), "the pinned one is"
+    assert not newcomer_fits(due(40.1, widths=(WIDE,)), 40.1)
 
 
 def test_whoever_cannot_be_in_time_alone_does_not_fit() -> None:
-    assert not fits([], 0.0099, 0.0, SIZES)
-    assert not fits([], 0.0101, 0.001, SIZES)
+    assert not newcomer_fits([], 9.9)
+    assert not newcomer_fits([], 10.1, clock=0.001)
+    assert not newcomer_fits([], 39.9, widths=(WIDE,))
+
+
+def test_who_has_no_time_to_spare_is_not_waited_for_but_takes_his_time() -> None:
+    """The pinned one could just be in time, though not with a margin of 5 ms; he will take 40."""
+    tight = queue_of(due(42, widths=(WIDE,)))
+    for ms, fine in ((55.1, True), (54.9, False)):
+        assert fits(tight, ms / 1000, ALL, 0.0, IDLE, PROFILE, spare_s=0.005) is fine
 
 
 @pytest.mark.parametrize(
@@ -176,6 +276,13 @@ def test_few_images_are_not_taken_for_a_whole_batch(images: int, ms: float) -> N
     assert work_s(images, SIZES) == pytest.approx(ms / 1000)
 
 
+def test_the_work_of_a_mixed_queue_is_in_the_proportion_of_its_kinds() -> None:
+    """Four take 16 ms or, pinned, 64."""
+    assert mixed_work_s(4, {ALL: 3, (WIDE,): 1}, IDLE, PROFILE) == pytest.approx(0.028)
+    assert mixed_work_s(4, {ALL: 3, (Width(0.75),): 1}, IDLE, PROFILE) == pytest.approx(0.016), "not on offer"
+    assert mixed_work_s(4, {(Width(0.75),): 1}, IDLE, PROFILE) == 0
+
+
 @pytest.mark.parametrize(("waiting", "ms"), [(1, 5), (2, 6), (3, 8), (4, 8), (16, 16), (36, 24)])
 def test_the_margin_grows_with_the_root_of_how_many_batches_there_are(waiting: int, ms: float) -> None:
     """One, two or four take 10, 12 or 16 ms in the median and half as much longer in one of a hundred runs."""
@@ -183,6 +290,13 @@ def test_the_margin_grows_with_the_root_of_how_many_batches_there_are(waiting: i
     assert margin_s(waiting, NARROW, IDLE, careful) == pytest.approx(ms / 1000)
     assert margin_s(waiting, NARROW, Load(interference=2.0), careful) == pytest.approx(2 * ms / 1000)
     assert margin_s(waiting, NARROW, IDLE, PROFILE) == pytest.approx(0)
+
+
+def test_the_margins_of_kinds_add_up_as_variances_do() -> None:
+    """8 ms for four, and 20 for one at full width."""
+    careful = make_profile(samples=1)
+    assert mixed_margin_s({ALL: 4, (WIDE,): 1}, IDLE, careful) == pytest.approx(math.sqrt(464) / 1000)
+    assert mixed_margin_s({ALL: 4, (Width(0.75),): 1}, IDLE, careful) == pytest.approx(0.008), "not on offer"
 
 
 # -- admission
@@ -251,9 +365,23 @@ def test_nobody_who_was_let_in_is_made_late() -> None:
     assert least_budget_ms(due(9)) == 10, "who is late already"
 
 
-def test_a_pinned_neighbour_is_counted_at_his_width() -> None:
-    assert least_budget_ms(due(1000, widths=(WIDE,))) == 40
+def test_a_pinned_neighbour_is_counted_at_his_width_and_at_his_place() -> None:
+    assert least_budget_ms(due(1000, widths=(WIDE,))) == 10, "the newcomer runs before him"
+    assert least_budget_ms(due(49, widths=(WIDE,))) == 50, "or behind him, who has no 50 ms"
     assert least_budget_ms(due(1000), widths=(WIDE,)) == 40
+
+
+def test_a_pinned_image_that_can_wait_keeps_nobody_out() -> None:
+    """Twelve batches of four take 192 ms, with or without nine who are in no hurry."""
+    for pinned in ([], due(600_000, widths=(WIDE,)), due(600_000, 9, widths=(WIDE,))):
+        assert newcomer_fits([*due(200, 47), *pinned], 200)
+        assert not newcomer_fits([*due(200, 48), *pinned], 200)
+
+
+def test_those_being_decoded_are_taken_to_be_such_as_those_who_wait() -> None:
+    """One in four is pinned, so that four take a quarter of 64 ms and three quarters of 16."""
+    pinned, others = due(1000, 1, widths=(WIDE,)), due(1000, 2)
+    assert least_budget_ms([*pinned, *others], preparing=4) == 38  # 28, and 10 of its own
 
 
 def test_nobody_is_let_in_for_widths_that_are_not_on_offer() -> None:

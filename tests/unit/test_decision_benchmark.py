@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
 from itertools import islice
 
 import pytest
 
 from benchmarks import decision
 from server.policies.adaptive import Adaptive
-from server.policies.deadlines import in_time, sizes_for
+from server.policies.deadlines import lanes_in_time, lanes_of
 from server.types import Load
 from tests.unit.situations import ALL, PROFILE, WIDE
 
@@ -20,11 +21,12 @@ LOAD = Load(arrival_rate=50.0, hop_s=0.001, respond_s=0.002)
 
 @pytest.mark.parametrize("kinds", [[ALL], [ALL, ALL, (WIDE,)]])
 def test_everybody_in_a_situation_would_have_been_let_in(kinds: decision.Kinds) -> None:
-    sizes = sizes_for(kinds, LOAD, PROFILE)
     drawn = list(islice(decision.situations(kinds, LOAD, PROFILE, 20, random.Random(0)), 10))
     for queue in drawn:
         assert len(queue.due) == len(queue.widths) == 20
-        assert in_time(queue.due, 0, 0.003, sizes)
+        lanes, sizes = lanes_of(queue.widths, LOAD, PROFILE)
+        assert lanes_in_time(queue.due, lanes, 0.003, sizes)
+        assert queue.kinds == Counter(queue.widths)
         assert set(queue.widths) <= set(kinds)
     again = list(islice(decision.situations(kinds, LOAD, PROFILE, 20, random.Random(0)), 10))
     assert drawn == again

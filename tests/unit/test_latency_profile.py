@@ -272,9 +272,18 @@ def test_the_fastest_width_gets_through_the_most_images_in_its_best_batch() -> N
     assert (profile.fastest, profile.by_speed) == (NARROW, (NARROW, WIDE))
 
 
+def test_the_order_by_latency_is_that_of_one_image_alone() -> None:
+    profile = profile_of((NARROW, 1, 0.0021), (NARROW, 2, 0.0024), (WIDE, 1, 0.0020), (WIDE, 2, 0.0040))
+    assert (profile.by_speed, profile.by_latency) == ((NARROW, WIDE), (WIDE, NARROW))
+    profile.record(MIDDLE, 1, [0.0019])
+    assert profile.by_latency == (MIDDLE, WIDE, NARROW)
+    profile.withdraw(WIDE, 1)
+    assert list(profile.by_latency) == [MIDDLE, NARROW]
+
+
 def test_of_two_equally_fast_the_narrower_is_the_faster() -> None:
     profile = profile_of((WIDE, 1, 0.010), (NARROW, 1, 0.010), (MIDDLE, 1, 0.010))
-    assert profile.by_speed == (NARROW, MIDDLE, WIDE)
+    assert profile.by_speed == profile.by_latency == (NARROW, MIDDLE, WIDE)
 
 
 # -- refinement while serving

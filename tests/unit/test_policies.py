@@ -15,7 +15,7 @@ from scala_model.width import Width
 from server.latency_profile import LatencyProfile
 from server.policies import Policy, fixed_width, policy_of
 from server.policies.adaptive import Adaptive, sort_out
-from server.policies.deadlines import fits, in_time, sizes_for
+from server.policies.deadlines import admissible, fits, in_time, sizes_for
 from server.policies.slackfit import slackfit
 from server.policies.threshold import Threshold
 from server.types import Decision, Load, QueueView
@@ -209,6 +209,14 @@ def test_an_image_is_not_given_up_for_less_than_its_answer() -> None:
     assert chosen(follow([(0, 4, 1.1), (0, 1, 0.5)], due(11), due(1000, 3)))[1] == [1, 2, 3]
 
 
+def test_of_a_mixed_queue_no_more_are_given_up_than_a_third_of_whom_that_saves() -> None:
+    """A plan knows nothing of kinds, so that none of its other actions may be left."""
+    pinned = due(600_000, widths=(NARROW,))
+    decision = follow([(2, 4, 0.9)], due(15, 2), due(100, 4), pinned)
+    assert (chosen(decision), decision.reason) == ((NARROW, [0, 1], NOBODY), "hurried")
+    assert chosen(follow([(2, 4, 0.9)], due(15), due(100, 4), pinned)) == (WIDE, [1, 2, 3, 4], NOBODY)
+
+
 def test_where_somebody_will_be_late_the_batch_that_saves_the_most_a_second_runs() -> None:
     decision = decide(due(17, 50))
     assert (chosen(decision), decision.reason) == ((NARROW, [0, 1, 2, 3], NOBODY), "hurried")
@@ -299,6 +307,12 @@ def test_whoever_may_not_join_is_passed_over() -> None:
     assert chosen(decide(*queue, load=BUSY)) == (NARROW, [0, 2, 3, 4], NOBODY)
 
 
+def test_whoever_is_passed_over_must_still_be_in_time() -> None:
+    """Two at full width take 48 ms, one takes 40; then the pinned one has until 51, and will take 10."""
+    queue = due(50), due(51, widths=(NARROW,)), due(1000)
+    assert chosen(follow([(2, 2, 0.9), (2, 1, 0.8)], *queue)) == (WIDE, [0], NOBODY)
+
+
 def test_images_with_equal_widths_are_alike_though_the_tuples_are_different_objects() -> None:
     queue = queue_of(due(900), due(950, widths=(WIDE,)), due(1000, 5))
     copies = QueueView(queue.due, [(*widths,) for widths in queue.widths], queue.kinds)
@@ -339,6 +353,49 @@ def test_nobody_runs_narrow_alone_where_that_saves_no_time() -> None:
     assert policy(queue_of(due(14.1, 2)), IDLE, profile, 0.0).width == WIDE
     assert policy(queue_of(due(13.9, 2)), IDLE, profile, 0.0).width == MIDDLE  # 12 ms
     assert policy(queue_of(due(14, 4)), IDLE, profile, 0.0).width == NARROW  # 13.5 ms; 17 at the middle one
+
+
+def small_batches_profile(wide_alone_ms: Sequence[float] = (2.0,) * 20, samples: int = 20) -> LatencyProfile:
+    """The narrowest width takes 2.1, 2.2 and 2.4 ms for 1, 2 and 4 images, the widest 2.0, 2.1 and 8."""
+    profile = LatencyProfile({NARROW: 0.5, WIDE: 0.7}, 4)
+    profile.record(WIDE, 1, [ms / 1000 for ms in wide_alone_ms][:samples])
+    for width, batch, ms in ((NARROW, 1, 2.1), (NARROW, 2, 2.2), (NARROW, 4, 2.4), (WIDE, 2, 2.1), (WIDE, 4, 8.0)):
+        profile.record(width, batch, [ms / 1000] * samples)
+    return profile
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, WIDE), (2, WIDE), (3, NARROW), (4, NARROW)])
+def test_no_width_is_chosen_for_speed_at_a_batch_for_which_it_is_dominated(count: int, width: Width) -> None:
+    profile, everybody = small_batches_profile(), list(range(count))
+    both = profile.widths
+    assert profile.fastest == NARROW
+    decision = Adaptive()(queue_of(due(1000, count, widths=both)), IDLE, profile, 0.0)
+    assert (chosen(decision), decision.reason) == ((width, everybody, NOBODY), "hurried")
+    assert decision.predicted_s == profile.p99(width, count)
+    decision = follow([(0, 1, 0.9), (1, 1, 0.8)], due(1000, count, widths=both), profile=profile)
+    assert (chosen(decision), decision.reason) == ((width, everybody, NOBODY), "adaptive"), "the larger batch"
+
+
+def test_a_dominated_width_is_kept_where_the_better_one_is_not_for_all_or_not_always_faster() -> None:
+    profile = small_batches_profile()
+    both = profile.widths
+    pinned = due(1000, widths=both), due(1001, widths=(NARROW,))
+    assert chosen(Adaptive()(queue_of(*pinned), IDLE, profile, 0.0)) == (NARROW, [0, 1], NOBODY)
+    floor = due(1000, widths=both), due(1001, widths=(WIDE,))
+    assert chosen(Adaptive()(queue_of(*floor), IDLE, profile, 0.0)) == (WIDE, [0], NOBODY)
+    unsteady = small_batches_profile([2.0] * 18 + [9.0] * 2)
+    assert unsteady.dominated_at(1) == {NARROW}
+    assert chosen(Adaptive()(queue_of(due(1000, widths=both)), IDLE, unsteady, 0.0)) == (NARROW, [0], NOBODY)
+
+
+@pytest.mark.parametrize("policy", [Adaptive(), slackfit], ids=["adaptive", "slackfit"])
+def test_an_image_that_one_width_alone_can_save_is_run_there(policy: Policy) -> None:
+    """At the median: half as much longer may happen. Batches are faster at the other width."""
+    for samples in (1, 20):
+        profile = small_batches_profile(samples=samples)
+        decision = policy(queue_of(due(2.05, widths=profile.widths)), IDLE, profile, 0.0)
+        assert chosen(decision) == (WIDE, [0], NOBODY)
+        assert list(policy(queue_of(due(1.95, widths=profile.widths)), IDLE, profile, 0.0).shed) == [0]
 
 
 def test_whoever_pins_a_dominated_width_gets_it() -> None:
@@ -456,10 +513,11 @@ def test_everyone_in_the_batch_is_in_time_at_p99_unless_it_is_hurried() -> None:
 
 def admitted(chance: random.Random, load: Load, profile: LatencyProfile) -> list[float]:
     """Deadlines that can all be met, in the median, by a device that is free now."""
-    sizes, instants = sizes_for([ALL], load, profile), list[float]()
+    instants = list[float]()
     for _ in range(chance.randint(1, 25)):
         newcomer = chance.uniform(0, 0.4)
-        if fits(instants, newcomer, load.hop_s + load.respond_s, sizes):
+        queue = queue_of(*(due(1000 * instant) for instant in instants))
+        if fits(queue, newcomer, ALL, load.hop_s + load.respond_s, load, profile):
             instants = sorted([*instants, newcomer])
     return instants
 
@@ -470,7 +528,7 @@ def test_a_feasible_queue_is_never_made_infeasible() -> None:
     chance, widths = random.Random(2), Counter[Width]()
     for profile in [PROFILE, make_profile(samples=1)] * 60:
         load, now = replace(make_load(chance), interference=chance.choice((1.0, 1.5))), 0.0
-        instants, sizes = admitted(chance, load, profile), sizes_for([ALL], load, profile)
+        instants, sizes = admitted(chance, load, profile), sizes_for(ALL, load, profile)
         while instants:
             decision = planned()(queue_of(*(due(1000 * instant) for instant in instants)), load, profile, now)
             gone = {*decision.batch, *decision.shed}
@@ -481,6 +539,42 @@ def test_a_feasible_queue_is_never_made_infeasible() -> None:
                 widths[decision.width] += 1
             instants = left
     assert min(widths[width] for width in ALL) > 20
+
+
+def served(kinds: Sequence[tuple[Width, ...]], chance: random.Random, profile: LatencyProfile) -> tuple[int, int]:
+    """How many of 40 images that come at once are let in, and how many of those are answered in time, by a device that
+    takes its median."""
+    images = list[Image]()
+    for _ in range(40):
+        instant, widths = chance.choice((chance.uniform(0, 0.3), 600)), chance.choice(kinds)
+        if admissible(instant, widths, queue_of(images), IDLE, profile, now=0.0, free_at=0.0, decoded_at=0.0):
+            images = sorted([*images, (instant, widths)], key=lambda image: image[0])
+    left, now, num_answered = images, 0.0, 0
+    while left:
+        decision = planned()(queue_of(left), IDLE, profile, now)
+        if decision.batch:
+            now += profile.p50(decision.width, len(decision.batch))
+        num_answered += sum(now <= left[i][0] for i in decision.batch)
+        left = [image for i, image in enumerate(left) if i not in {*decision.batch, *decision.shed}]
+    return len(images), num_answered
+
+
+@pytest.mark.parametrize(
+    ("kinds", "least"),
+    [
+        ([ALL], 1500),
+        ([ALL] * 9 + [(WIDE,)], 1450),
+        ([ALL, (WIDE,)], 1250),
+        ([ALL, (MIDDLE, WIDE), (NARROW,)], 1400),
+    ],
+)
+def test_who_is_let_in_is_answered_in_time(kinds: Sequence[tuple[Width, ...]], least: int) -> None:
+    """All but one in a hundred, who are given up for others; and many are let in though some are pinned."""
+    chance = random.Random(5)
+    counts = [served(kinds, chance, profile) for profile in [PROFILE, make_profile(samples=1)] * 20]
+    num_admitted, num_answered = (sum(each) for each in zip(*counts, strict=True))
+    assert num_admitted >= least
+    assert num_answered >= 0.99 * num_admitted
 
 
 def test_a_decision_depends_on_its_arguments_and_changes_none() -> None:
