@@ -17,7 +17,7 @@ from scala_model.width import Width
 from server.errors import Impossible, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
-from server.policies.deadlines import admissible, fastest_of, sizes_for, work_s
+from server.policies.deadlines import admissible, mixed_work_s, quickest_of
 from server.request_queue import RequestQueue
 from server.types import Load, Terms
 
@@ -62,7 +62,7 @@ class Admission:
         max_body_bytes: int,
         fixed: Width | None = None,
     ) -> None:
-        self._queue, self._profile, self._monitor, self._fixed = queue, profile, monitor, fixed
+        self._queue, self._profile, self._monitor, self.fixed = queue, profile, monitor, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
         self.requests = 0
         self.images = 0
@@ -105,13 +105,13 @@ class Admission:
     def widths_for(self, pinned: Width | None, min_accuracy: float | None) -> tuple[Width, ...]:
         """The trained widths that a pin and an accuracy floor allow. Raises Impossible, listing what exists."""
         if pinned is None and min_accuracy is None:
-            return self._profile.widths if self._fixed is None else (self._fixed,)
+            return self._profile.widths if self.fixed is None else (self.fixed,)
         floor = min_accuracy or 0.0
         allowed = tuple(
             w for w in self._profile.widths if self._profile.accuracy[w] >= floor and (pinned is None or w == pinned)
         )
         if allowed:
-            return allowed if self._fixed is None else (self._fixed if self._fixed in allowed else allowed[0],)
+            return allowed if self.fixed is None else (self.fixed if self.fixed in allowed else allowed[0],)
         asked = f"an accuracy of at least {floor:g}" + ("" if pinned is None else f" at width {pinned}")
         best = max(self._profile.accuracy.values())
         raise Impossible(
@@ -123,7 +123,7 @@ class Admission:
 
         Raises Unavailable while none of the widths is on offer.
         """
-        fastest = self._p50(self._fastest(widths)) + self._monitor.least_overhead_s()
+        fastest = self._p50(self._fastest(widths)) + self._monitor.least_overhead_s(time.monotonic())
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "
@@ -160,8 +160,9 @@ class Admission:
         )
 
     def _fastest(self, widths: Sequence[Width]) -> Width:
-        """Raises Unavailable while none is on offer: not warmed yet, or out of the device's memory."""
-        if (width := fastest_of(widths, self._profile)) is None:
+        """The one that takes least for one image. Raises Unavailable while none is on offer: not warmed yet, or out of
+        the device's memory."""
+        if (width := quickest_of(widths, self._profile)) is None:
             named = ", ".join(map(str, widths))
             raise Unavailable(f"Width {named} is not on offer now: still being warmed, or out of the device's memory.")
         return width
@@ -175,15 +176,21 @@ class Admission:
         return Shed(f"{why}; try again in {retry_after_s} s.", retry_after_s=retry_after_s)
 
     def _drain_s(self) -> float:
-        """Seconds of work inside, at the fastest width."""
+        """Seconds of work inside, each image at the fastest width that it allows."""
         load = self._monitor.load(time.monotonic())
-        sizes = sizes_for(self._queue.view().kinds or {self._profile.widths}, load, self._profile)
-        return work_s(len(self._queue) + self.preparing, sizes) if sizes else 0.0
+        kinds = self._queue.view().kinds or {self._profile.widths: 1}
+        return mixed_work_s(len(self._queue) + self.preparing, kinds, load, self._profile)
 
     def offers(self) -> dict[str, object]:
+        """What would be let in on an idle machine: by width its accuracy, and the least budget in ms."""
+        overhead_s = self._monitor.least_overhead_s(time.monotonic())
         return {
             "widths": [
-                {"width": float(w), "accuracy": self._profile.accuracy[w], "latency_ms": round(1000 * self._p50(w), 3)}
+                {
+                    "width": float(w),
+                    "accuracy": self._profile.accuracy[w],
+                    "latency_ms": math.ceil(1e6 * (self._p50(w) + overhead_s)) / 1000,
+                }
                 for w in self._profile.widths
                 if self._profile.ready(w)
             ]

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
+from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
@@ -32,7 +33,7 @@ from server.load_monitor import LoadMonitor
 from server.machine import MachineReader
 from server.metrics import Metrics
 from server.planner import Planner
-from server.policies import fixed_width, policy_of
+from server.policies import Policy, fixed_width, policy_of
 from server.policies.adaptive import Adaptive
 from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.quote import QuoteBook
@@ -76,18 +77,7 @@ def assemble(
         fixed=fixed,
     )
     decision_log = _decision_log(settings, checkpoint, profile, metrics)
-    planner = None
-    if isinstance(policy, Adaptive):
-        widths = profile.widths if fixed is None else (fixed,)
-        planner = Planner(
-            policy,
-            profile,
-            monitor,
-            widths,
-            settings.default_budget_ms / 1000,
-            settings.max_queue,
-            told=(lambda inputs: None) if decision_log is None else decision_log.planned,
-        )
+    planner = _planner(settings, policy, fixed, profile, monitor, decision_log)
     num_decoders = max(1, int(machine.cpus))
     services = Services(
         settings=settings,
@@ -133,6 +123,27 @@ def assemble(
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
+
+
+def _planner(
+    settings: Settings,
+    policy: Policy,
+    fixed: Width | None,
+    profile: LatencyProfile,
+    monitor: LoadMonitor,
+    decision_log: DecisionLog | None,
+) -> Planner | None:
+    if not isinstance(policy, Adaptive):
+        return None
+    return Planner(
+        policy,
+        profile,
+        monitor,
+        profile.widths if fixed is None else (fixed,),
+        settings.default_budget_ms / 1000,
+        settings.max_queue,
+        None if decision_log is None else decision_log.planned,
+    )
 
 
 def _decision_log(

@@ -14,10 +14,15 @@ ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two sec
 BURST_TAU_S, BURST_SIGMAS = 0.1, 2.0  # or it follows within a tenth, if that is no chance
 DEMAND_TAU_S = 15.0  # an autoscaler must not follow every burst
 EVIDENCE_TAU_S = 1.0  # interference is forgotten at this pace when no batch runs, ...
-LEAST_GROWS = 1.01  # with each new one: what was short once need not stay possible
+LEAST_TAU_S = 10.0  # so is the best case of a delay, or a first one that was bad could keep every request out
 DELAY_TAU_S = 0.25  # ... and a delay at this one: it may be what keeps every request out
-INTERFERENCE_WEIGHT, MAX_WEIGHT = 0.15, 0.5  # of one batch: when others are recent, and at most
+# Batches weigh by the time they should take: a short one is made several times as long by a pause that a long one
+# hardly feels. So much of the device's time weighs 1/e, ...
+DEVICE_TAU_S = 0.1
+MAX_WEIGHT = 0.5  # and no batch more than this
+CALM = 1.1  # interference that may as well be the machine's own pace
 SMOOTHING = 0.05
+BEYOND, TAIL_STEP, MAX_TAIL = 0.02, 0.02, 3.0  # an online quantile: up for a batch that takes longer, else down
 SHARE_TAU_S, USUAL_COUNT = 5.0, 10.0  # of shares; and what is usual counts as so many events
 
 
@@ -71,11 +76,15 @@ class Allowance:
         kept = self._kept(now)
         self.deviation_s = kept * (self.deviation_s + (abs(seconds - self.mean_s) - self.deviation_s) / 4)
         self.mean_s = seconds + kept * 7 / 8 * (self.mean_s - seconds)
-        self.least_s = min(seconds, LEAST_GROWS * self.least_s)
+        self.least_s = min(seconds, self.least_s)
         self._at = now
 
     def value_s(self, now: float) -> float:
         return (self.mean_s + 2 * self.deviation_s) * self._kept(now)
+
+    def best_s(self, now: float) -> float:
+        """The least that was ever seen, or less when that is long ago; 0 before anything was."""
+        return self.least_s * math.exp(-max(0.0, now - self._at) / LEAST_TAU_S) if self.least_s < math.inf else 0.0
 
     def _kept(self, now: float) -> float:
         return math.exp(-max(0.0, now - self._at) / DELAY_TAU_S)
@@ -94,10 +103,11 @@ class LoadMonitor:
     hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
     in_time: Share = field(default_factory=Share)  # of requests with a budget, refused for load or not
-    promises: Share = field(default_factory=Share)  # of requests that were let in: answered within their budget
+    promises: Share = field(default_factory=Share)  # of those of them that were queued
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None
     prediction_error: float = 1.0
+    tail: float = 1.0  # how many times the predicted p99 must be longer for ``BEYOND`` of batches to exceed it
     contention: float = 1.0  # slow-down that the machine's other processes explain, see ``see_machine``
     _interference: float = 1.0
     _interference_at: float = 0.0
@@ -114,11 +124,12 @@ class LoadMonitor:
         median, ``predicted_s`` what the decision said."""
         self.hop.observe(hop_s, now)
         ratio = observed_s / profiled_s
-        kept = (1 - INTERFERENCE_WEIGHT) * math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
+        kept = math.exp(-profiled_s / DEVICE_TAU_S - max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
         # What neither the past nor this batch weighs is weighed by an idle machine: 1.
         self._interference = 1 + kept * (self._interference - 1) + min(MAX_WEIGHT, 1 - kept) * (ratio - 1)
         self._interference_at = now
         self.busy.add(observed_s, now)
+        self.tail = min(MAX_TAIL, max(1.0, self.tail * (1 + TAIL_STEP * ((observed_s > predicted_s) - BEYOND))))
         self.prediction_error += SMOOTHING * (observed_s / predicted_s - self.prediction_error)
 
     def answered(self, accuracy: float) -> None:
@@ -142,10 +153,13 @@ class LoadMonitor:
         """The part of it that batches have shown, without what the machine's load only suggests. At least 1."""
         return max(1.0, self._learned(now))
 
-    def least_overhead_s(self) -> float:
-        """What an image costs beside the engine's time even when nobody else is there, in about the best case seen."""
-        seen = [allowance.least_s for allowance in (self.small, self.hop, self.respond)]
-        return sum(least_s for least_s in seen if least_s < math.inf)
+    def calm(self, now: float) -> bool:
+        """Whether batches take about what they should, so that what they take tells of the machine alone."""
+        return self.slowdown(now) < CALM
+
+    def least_overhead_s(self, now: float) -> float:
+        """What an image costs beside the engine's time even when nobody else is there: the best case seen."""
+        return sum(allowance.best_s(now) for allowance in (self.small, self.hop, self.respond))
 
     def decode(self, num_bytes: int) -> Allowance:
         """What is known of decoding bodies of this size."""
@@ -164,6 +178,7 @@ class LoadMonitor:
             self.hop.value_s(now),
             self.respond.value_s(now),
             min(1.0, self.busy.value(now)),
+            self.tail,
         )
 
     def median_budget_s(self) -> float:

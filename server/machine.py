@@ -26,7 +26,8 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MachineSample:
-    """``cpu_load`` of all cores, 0 to 1; ``others_cores`` busy with other processes; ``throttled`` share of periods."""
+    """``cpu_load`` of all cores, 0 to 1; ``others_cores`` busy with other processes, but for those of
+    low priority, which give way (our own planning is one); ``throttled`` share of periods."""
 
     cpu_load: float
     others_cores: float
@@ -41,21 +42,28 @@ class MachineReader:
         self._root, self._process = root, psutil.Process()
         self.cpus = cgroup.available_cpus(root)
         self.host_cpus = psutil.cpu_count() or 1
-        psutil.cpu_percent(None)
+        self._busy_share()
         self._before = self._read()
 
     def sample(self) -> MachineSample:
-        load = psutil.cpu_percent(None) / 100
+        load, urgent = self._busy_share()
         before, self._before = self._before, self._read()
         elapsed, own = self._before[0] - before[0], self._before[1] - before[1]
         periods, throttled = self._before[2] - before[2], self._before[3] - before[3]
         own_cores = own / elapsed if elapsed > 0 else 0.0
         return MachineSample(
             cpu_load=load,
-            others_cores=max(0.0, load * self.host_cpus - own_cores),
+            others_cores=max(0.0, urgent * self.host_cpus - own_cores),
             throttled=throttled / periods if periods > 0 else 0.0,
             memory_bytes=self._process.memory_info().rss,
         )
+
+    @staticmethod
+    def _busy_share() -> tuple[float, float]:
+        """Since the last call: the share of all cores' time that was busy, and that was busy at normal priority."""
+        times = psutil.cpu_times_percent(None)
+        busy = 1 - (times.idle + getattr(times, "iowait", 0.0)) / 100
+        return busy, busy - getattr(times, "nice", 0.0) / 100
 
     def _read(self) -> tuple[float, float, int, int]:
         times = self._process.cpu_times()

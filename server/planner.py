@@ -7,9 +7,9 @@ import io
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,11 +23,12 @@ from server.policies.plan import Plan, make_plan
 
 QUANTILES = (np.arange(16) + 0.5) / 16  # of the budgets
 EVERY_S, PAUSE_S, SMOOTHING = 0.5, 2.0, 0.3  # what passes within a second or two is not worth a plan
-LOWEST_PRIORITY = 19
+PATIENCE_S = 60.0  # with a plan that takes half a second of a core
+NICENESS = 10  # of planning: a tenth of a core that requests keep busy, and all of one that they leave
 LEAST_BUDGET_S = 0.001
 # Where a smaller share of requests is answered in time than the first, plans count on ever less of a budget; above the
 # second, on more. A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
-FEW, USUAL, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.9, 1.02, 0.3
+FEW, USUAL, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.9, 1.05, 0.3
 LATENCY_CHANGE, BUDGET_CHANGE = 1.2, 1.3  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
@@ -45,21 +46,27 @@ class PlanInputs:
     def make(self) -> Plan:
         return make_plan(**asdict(self))
 
-    def make_beside(self) -> Plan:
-        """In a process of its own, of the lowest priority: work in a thread of ours would hold requests up for as long.
+    async def make_beside(self) -> Plan:
+        """In a process of its own, of low priority: work in a thread of ours would hold requests up for as long.
 
-        Raises OSError when there can be none.
+        It does not outlive this call. Raises OSError when there can be none, TimeoutError when it gets no time to run.
         """
-        made = subprocess.run(
-            [sys.executable, "-m", "server.planner"],
-            input=json.dumps(asdict(self)).encode(),
-            stdout=subprocess.PIPE,
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "server.planner"),
+            stdin=PIPE,
+            stdout=PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-            check=False,
         )
-        if made.returncode:
-            raise OSError(f"the planning process ended with exit code {made.returncode}")
-        return Plan.read(io.BytesIO(made.stdout))
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                written, _ = await process.communicate(json.dumps(asdict(self)).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise OSError(f"the planning process ended with exit code {process.returncode}")
+        return Plan.read(io.BytesIO(written))
 
     def resembles(self, other: PlanInputs) -> bool:
         """Whether the other's plan would do for these, too."""
@@ -84,7 +91,7 @@ class Planner:
         widths: Sequence[Width],
         default_budget_s: float,
         max_waiting: int,
-        told: Callable[[PlanInputs], None] = lambda inputs: None,
+        told: Callable[[PlanInputs], None] | None = None,
     ) -> None:
         self._policy, self._profile, self._monitor, self._widths = policy, profile, monitor, widths
         self._default_budget_s, self._max_waiting, self._told = default_budget_s, max_waiting, told
@@ -92,16 +99,16 @@ class Planner:
         self._share = 1.0  # of a budget that is counted on
         self._inputs: PlanInputs | None = None
 
-    def refresh(self) -> None:
+    def refresh(self, now: float) -> None:
         """Plan anew if the last plan's inputs do not hold any more: half a second for 7 widths and 5 batch sizes."""
-        if (inputs := self._news()) is not None:
+        if (inputs := self._news(now)) is not None:
             self._adopt(inputs, inputs.make())
 
     async def keep_fresh(self) -> None:
         """Until cancelled, beside the event loop."""
         while True:
             await asyncio.sleep(EVERY_S)
-            if (inputs := self._news()) is not None:
+            if (inputs := self._news(time.monotonic())) is not None:
                 try:
                     self._adopt(inputs, await self._made(inputs))
                 except Exception:  # an old plan serves; no plan is worth the server
@@ -110,26 +117,29 @@ class Planner:
 
     async def _made(self, inputs: PlanInputs) -> Plan:
         try:
-            return await asyncio.to_thread(inputs.make_beside)
+            return await inputs.make_beside()
+        except TimeoutError:  # of those that are to be seen as errors of the system, too
+            raise
         except OSError as error:
             log.warning("no plan from another process: %s", error)
             return await asyncio.to_thread(inputs.make)
 
-    def _news(self) -> PlanInputs | None:
-        inputs = self._gathered()
+    def _news(self, now: float) -> PlanInputs | None:
+        inputs = self._gathered(now)
         known = self._inputs is not None and inputs.resembles(self._inputs)
         return inputs if any(inputs.seconds) and not known else None
 
     def _adopt(self, inputs: PlanInputs, plan: Plan) -> None:
         self._inputs, self._policy.plan = inputs, plan
-        self._told(inputs)
+        if self._told is not None:
+            self._told(inputs)
         log.debug("a new plan for %s", inputs)
 
-    def _gathered(self) -> PlanInputs:
+    def _gathered(self, now: float) -> PlanInputs:
         monitor = self._monitor
         self._overhead_s += SMOOTHING * (monitor.hop.mean_s - self._overhead_s)
         self._respond_s += SMOOTHING * (monitor.respond.mean_s - self._respond_s)
-        in_time = monitor.in_time.value(time.monotonic(), USUAL)
+        in_time = monitor.in_time.value(now, USUAL)
         if in_time < FEW:
             self._share = max(LEAST_SHARE, LESS * self._share)
         elif in_time > USUAL:
@@ -148,7 +158,7 @@ class Planner:
 def main() -> None:
     """From inputs on standard input to a plan on standard output."""
     if hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+        os.nice(NICENESS)
     plan = PlanInputs(**json.load(sys.stdin)).make()
     try:
         plan.write(sys.stdout.buffer)

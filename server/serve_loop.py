@@ -93,18 +93,20 @@ class ServeLoop:
                 await self._run(jobs, decision)
 
     async def start(self, table: Table | None = None) -> None:
-        """Load and warm the engine; ready as soon as the narrowest and the widest width can run one image.
+        """Load and warm the engine; ready as soon as one image can be run at the narrowest and the widest width, and at
+        the one that a fixed policy serves at.
 
-        The others follow while these two serve, and larger batches after them. What ``table`` remembers is scaled by
+        The others follow while these serve, and larger batches after them. What ``table`` remembers is scaled by
         what those two show of the machine today, and measured again only where one run finds it far off.
         """
         widths = self._profile.widths
-        first, others = list(dict.fromkeys((widths[0], widths[-1]))), widths[1:-1]
+        first = list(dict.fromkeys((widths[0], self._admission.fixed or widths[0], widths[-1])))
+        others = [width for width in widths if width not in first]
         await asyncio.gather(*(self._load(width, 1) for width in first))
         for width in first:
             await self._calibrate(width, 1)
         if self._planner is not None:
-            self._planner.refresh()
+            self._planner.refresh(time.monotonic())
         self._lifecycle.started = True
         if table is not None:
             self._remembered = partial(table.scaled_samples_s, scale=scale_of(table, self._profile))
@@ -178,6 +180,7 @@ class ServeLoop:
         for job in jobs:
             job.dispatched = True
         profiled_s = self._profile.p50(decision.width, len(jobs))
+        median_s = self._monitor.interference(started) * profiled_s
         self._admission.device_free_at = started + decision.predicted_s + self._monitor.hop.value_s(started)
         try:
             probabilities, handed_over, ran_from, ran_until = await self._on_device(
@@ -197,7 +200,8 @@ class ServeLoop:
         else:
             self._failures = 0
             hop_s = time.monotonic() - handed_over - (ran_until - ran_from)
-            self._record(jobs, decision, ran_until - ran_from, hop_s, profiled_s)
+            self._monitor.ran(ran_until - ran_from, hop_s, profiled_s, decision.predicted_s, time.monotonic())
+            self._record(jobs, decision, ran_until - ran_from, median_s)
             for job, row in zip(jobs, probabilities, strict=True):
                 answer = Answer(
                     row, decision.width, len(jobs), ran_from - job.queued_at, ran_until - ran_from, ran_until
@@ -274,12 +278,11 @@ class ServeLoop:
             if self._profile.cell(width, bucket) is None and not await self._warm(width, bucket):
                 return
 
-    def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, hop_s: float, profiled_s: float) -> None:
+    def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, median_s: float) -> None:
+        """A batch took so many seconds; ``median_s`` is what it should have in the median, when it was decided on."""
         now = time.monotonic()
-        median_s = decision.predicted_s * profiled_s / self._profile.p99(decision.width, len(jobs))
-        self._monitor.ran(seconds, hop_s, profiled_s, decision.predicted_s, now)
-        if not self._num_loading:  # or the time would be that of a wait, and stay in the profile
-            self._profile.record(decision.width, len(jobs), [seconds / self._monitor.slowdown(now)])
+        if not self._num_loading and self._monitor.calm(now):  # a wait, or a neighbour's doing, would stay in it
+            self._profile.record(decision.width, len(jobs), [seconds])
         wasted = sum(job.answer.done() or job.terms.deadline < now for job in jobs) / len(jobs)
         self._metrics.engine_seconds.labels("wasted").inc(wasted * seconds)
         self._metrics.engine_seconds.labels("answered").inc((1 - wasted) * seconds)

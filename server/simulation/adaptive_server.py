@@ -49,6 +49,12 @@ class Server:
         self._next_plan_s = self._profiled_s = self._free_at = 0.0
 
     def admits(self, image: int, now: float, device_free_at: float) -> bool:
+        admitted = self._admits(image, now, device_free_at)
+        if not admitted:
+            self.monitor.in_time.add(False, now)
+        return admitted
+
+    def _admits(self, image: int, now: float, device_free_at: float) -> bool:
         decoded = image <= self._arrived
         if decoded:
             self._preparing.discard(image)
@@ -83,6 +89,8 @@ class Server:
         while self._due:
             decision = self._policy(self._view(), self.monitor.load(now), self.profile, now)
             images = [self._images[i] for i in decision.batch]
+            for _ in decision.shed:
+                self.monitor.in_time.add(False, now)
             for i in sorted([*decision.batch, *decision.shed], reverse=True):
                 del self._due[i], self._images[i]
             if images:
@@ -94,7 +102,10 @@ class Server:
     def ran(self, batch: Batch, seconds: float, now: float) -> None:
         self.monitor.ran(seconds, 0.0, self._profiled_s, batch.predicted_s, now)
         width = self.profile.widths[batch.width]
-        self.profile.record(width, len(batch.images), [seconds / self.monitor.slowdown(now)])
+        if self.monitor.calm(now):
+            self.profile.record(width, len(batch.images), [seconds])
+        for image in batch.images:
+            self.monitor.in_time.add(now <= self._deadlines[image], now)
 
     def _view(self) -> QueueView:
         count = len(self._due)
@@ -102,5 +113,5 @@ class Server:
 
     def _keep_plan(self, now: float) -> None:
         if self._planner is not None and now >= self._next_plan_s:
-            self._planner.refresh()
+            self._planner.refresh(now)
             self._next_plan_s = now + PLAN_EVERY_S

@@ -207,6 +207,19 @@ def test_a_floor_above_all_widths_is_impossible_and_the_answer_lists_what_there_
     ]
 
 
+def test_a_listed_latency_is_a_budget_that_is_let_in(desk: Desk) -> None:
+    """The list counts what an image takes beside the engine, too: 1.2 ms."""
+    now = desk.clock.now
+    desk.monitor.hop.observe(0.0005, now)
+    desk.monitor.respond.observe(0.0007, now)
+    with pytest.raises(Impossible) as refusal:
+        desk.admission.check_possible(ALL, 0.0111)
+    listed = refusal.value.extra["widths"]
+    assert isinstance(listed, list)
+    assert [entry["latency_ms"] for entry in listed] == pytest.approx([11.2, 21.2, 41.2], abs=0.002)
+    desk.admission.check_possible(ALL, listed[0]["latency_ms"] / 1000)
+
+
 def test_a_pinned_width_below_the_floor_is_impossible(desk: Desk) -> None:
     with pytest.raises(Impossible, match=r"at least 0\.7 at width 0\.5"):
         desk.admission.widths_for(MIDDLE, 0.7)
@@ -260,6 +273,17 @@ def test_a_budget_is_possible_from_the_fastest_allowed_width_on(desk: Desk) -> N
     with pytest.raises(Impossible, match=r"the fastest takes 20\.0 ms") as refusal:
         desk.admission.check_possible((MIDDLE, WIDE), 0.0199)
     assert refusal.value.extra["widths"], "remedies"
+
+
+def test_one_image_is_possible_from_the_quickest_width_on_though_batches_are_faster_at_another(desk: Desk) -> None:
+    """A GPU: full width takes 9 ms for one image from now on, less than the narrowest, which is better at four."""
+    desk.profile.record(WIDE, 1, [0.009] * 200)
+    desk.admission.check_possible(ALL, 0.0091)
+    with pytest.raises(Impossible, match=r"the fastest takes 9\.0 ms"):
+        desk.admission.check_possible(ALL, 0.0089)
+    with desk.admission.permit(None):
+        assert desk.in_time(9.1)
+        assert not desk.in_time(8.9)
 
 
 def test_load_makes_nothing_impossible(desk: Desk) -> None:
@@ -409,6 +433,18 @@ def test_retry_after_grows_with_what_is_inside(desk: Desk) -> None:
     desk.monitor.see_machine(1999, 1, 2)  # x 1000: 12 s for two images
     desk.admission.preparing = 2
     assert all(12 < retry_after(desk) <= 14 for _ in range(20))
+
+
+def test_retry_after_counts_each_image_at_the_width_that_it_needs(desk: Desk) -> None:
+    """Two at the narrowest width take 12 ms and two at full width 48, here 1000 times as long: half of both."""
+    desk.monitor.see_machine(1999, 1, 2)
+
+    async def scenario() -> None:
+        for widths in (ALL, (WIDE,)):
+            desk.queue.put(Job(desk.terms(1000, widths), np.zeros((1, 1, 3), np.uint8), desk.clock.now))
+        assert all(30 < retry_after(desk) <= 32 for _ in range(20))
+
+    asyncio.run(scenario())
 
 
 def test_nothing_is_refused_without_a_finite_time_to_come_back(desk: Desk) -> None:

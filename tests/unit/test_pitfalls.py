@@ -87,3 +87,13 @@ def test_a_request_is_not_refused_because_another_one_is_being_decoded() -> None
     tight, loose = attainment(workload, outcome)
     assert tight > 0.85
     assert loose > 0.95
+
+
+def test_plans_hear_of_those_who_were_refused_in_simulated_time_too() -> None:
+    """Ten times as many as the narrowest width serves: most are refused, and less of a budget is counted on."""
+    workload = make_workload("poisson", "40-200", rate=6000.0, seconds=1.0, num_images=1000, seed=1)
+    server = Server(Adaptive(), machine().profile())
+    outcome = simulate(workload, server, SimulatedDevice(machine()), machine().frontend, seed=1)
+    in_time = (outcome.finished_s <= workload.deadlines_s).mean()
+    assert in_time < 0.2
+    assert server.monitor.in_time.value(1.0, 1.0) == pytest.approx(in_time, abs=0.05)

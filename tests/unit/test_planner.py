@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 
 from scala_model.width import Width
+from server import planner as planner_module
 from server.latency_profile import SAMPLES, LatencyProfile
 from server.load_monitor import LoadMonitor
 from server.planner import BUDGET_CHANGE, EVERY_S, LATENCY_CHANGE, PAUSE_S, PlanInputs, Planner
@@ -42,7 +44,7 @@ class Desk:
 
     def plans_anew(self) -> bool:
         before = len(self.told)
-        self.planner.refresh()
+        self.planner.refresh(NOW)
         return len(self.told) > before
 
     def ask(self, budget_s: float, count: int) -> None:
@@ -190,7 +192,7 @@ def test_where_too_few_are_answered_in_time_less_of_their_budgets_is_counted_on(
                 for _ in range(200):
                     desk.monitor.in_time.add(so, clock.now)
                 clock.now += EVERY_S
-                desk.planner.refresh()
+                desk.planner.refresh(clock.now)
             return desk.told[-1].budgets_s[0] / 0.100
 
         assert counted_on(True, 5) == pytest.approx(1.0)
@@ -213,7 +215,7 @@ def test_a_running_server_plans_beside_its_requests() -> None:
     async def scenario(clock: Clock) -> None:
         desk, instants = Desk(), list[float]()
 
-        def make_beside(inputs: PlanInputs) -> Plan:
+        async def make_beside(inputs: PlanInputs) -> Plan:
             instants.append(clock.now)
             return plan_that_ranks((1, 1, 1.0))
 
@@ -250,7 +252,7 @@ def test_where_no_process_can_be_started_a_thread_plans() -> None:
 def test_a_plan_that_cannot_be_made_leaves_the_last_one_in_force(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(clock: Clock) -> None:
         desk = Desk()
-        desk.planner.refresh()
+        desk.planner.refresh(clock.now)
         before = desk.policy.plan
         desk.profile.withdraw(WIDE, 4)
         with mock.patch.object(PlanInputs, "make_beside", side_effect=np.linalg.LinAlgError("singular")):
@@ -266,11 +268,26 @@ def test_a_plan_that_cannot_be_made_leaves_the_last_one_in_force(caplog: pytest.
 
 def test_another_process_makes_the_same_plan() -> None:
     inputs = PlanInputs((((1, 0.010), (2, 0.015)),), (0.7,), (0.05, 0.1), 4, 0.001)
-    here, there = make_plan(inputs.seconds, inputs.accuracy, inputs.budgets_s, 4, 0.001), inputs.make_beside()
+    here = make_plan(inputs.seconds, inputs.accuracy, inputs.budgets_s, 4, 0.001)
+    there = asyncio.run(inputs.make_beside())
     for rate, waiting in ((1, 1), (50, 2), (500, 4)):
         assert there.ranked(rate, 1.0, waiting) == here.ranked(rate, 1.0, waiting)
 
 
 def test_a_planning_process_that_fails_is_an_error_of_the_system() -> None:
     with pytest.raises(OSError, match="exit code 1"):
-        PlanInputs((), (), (), 4, 0.0).make_beside()
+        asyncio.run(PlanInputs((), (), (), 4, 0.0).make_beside())
+
+
+def test_a_planning_process_that_gets_no_time_is_killed() -> None:
+    """A thread of ours would get none either, and hold requests up."""
+    desk = Desk()
+    inputs = PlanInputs((((1, 0.010), (2, 0.015)),), (0.7,), (0.05, 0.1), 4, 0.001)
+
+    async def starve() -> None:
+        with mock.patch.object(planner_module, "PATIENCE_S", 0.05), pytest.raises(TimeoutError):
+            await desk.planner._made(inputs)
+
+    processes = psutil.Process().children()
+    asyncio.run(starve())
+    assert [child for child in psutil.Process().children() if child not in processes and child.is_running()] == []

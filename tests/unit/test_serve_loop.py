@@ -355,6 +355,20 @@ def test_the_narrowest_and_the_widest_are_warmed_first_and_then_the_server_has_s
     run(scenario)
 
 
+def test_a_server_of_one_width_is_not_ready_without_it() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        bench.admission.fixed = Width(0.5)
+        starting = asyncio.create_task(bench.loop.start())
+        while not bench.lifecycle.started:
+            assert not starting.done()
+            await asyncio.sleep(0.001)
+        assert bench.profile.ready(Width(0.5))
+        await starting
+
+    run(scenario)
+
+
 def test_there_is_a_plan_before_the_server_is_ready() -> None:
     """For the two widths that it can run by then."""
 

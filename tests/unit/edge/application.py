@@ -22,6 +22,7 @@ from scala_model.width import Width
 from server.app import assemble
 from server.machine import MachineReader, MachineSample
 from server.planner import PlanInputs
+from server.policies.plan import Plan
 from server.services import Services
 from server.settings import Settings
 from tests.unit.fake_engine import FakeEngine
@@ -33,6 +34,10 @@ CLASSIFY = "/v1/classify"
 BODY_LIMIT, PIXEL_LIMIT = 100_000, 10_000
 IMAGE = png(7)
 made = cache(PlanInputs.make)
+
+
+async def made_beside(inputs: PlanInputs) -> Plan:
+    return made(inputs)
 
 
 class QuietMachine(MachineReader):
@@ -170,7 +175,7 @@ class Runner:
                 await scenario(Site(app, services, engine, clock))
 
         # No process runs in virtual time; and all these servers plan for the same few inputs.
-        with mock.patch.object(PlanInputs, "make", made), mock.patch.object(PlanInputs, "make_beside", made):
+        with mock.patch.object(PlanInputs, "make", made), mock.patch.object(PlanInputs, "make_beside", made_beside):
             run(whole)
 
 
