@@ -26,7 +26,7 @@ bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes o
 bench-agreement: $(VENV)/.dev ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
 	$(BIN)/python -m benchmarks.agreement $(ARGS)
 
-bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 13 minutes on an idle machine
+bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 14 minutes on an idle machine
 	$(BIN)/python -m benchmarks.adaptive $(ARGS)
 
 simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 10 minutes

@@ -21,6 +21,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
@@ -175,21 +176,31 @@ def noise(size: int = 64) -> bytes:
 
 
 async def live(client: Client, workload: Workload) -> Quoted:
-    """Ask and send, request by request, in open loop. Raises OSError or EOFError when the server does not answer."""
+    """Ask and send, request by request, in open loop.
+
+    Raises OSError when the server does not answer, ValueError when it gives no quote.
+    """
     image, started = noise(), time.monotonic() + 0.1
     sent = []
-    for arrival_s, budget_s in zip(workload.arrivals_s.tolist(), workload.budgets_s.tolist(), strict=True):
-        await until(started + arrival_s)
-        sent.append(asyncio.create_task(_ask_and_send(client, image, 1000 * budget_s)))
-    answers = await asyncio.gather(*sent)
-    client.close()
+    with closing(client):
+        for arrival_s, budget_s in zip(workload.arrivals_s.tolist(), workload.budgets_s.tolist(), strict=True):
+            await until(started + arrival_s)
+            sent.append(asyncio.create_task(_ask_and_send(client, image, 1000 * budget_s)))
+        await asyncio.gather(*sent, return_exceptions=True)  # cut off by another's failure, one may hang uvloop's end
+        answers = [task.result() for task in sent]
     chance, success, expected, got = (np.array(column) for column in zip(*answers, strict=True))
     return Quoted(chance, success, expected, got)
 
 
 async def _ask_and_send(client: Client, image: bytes, budget_ms: float) -> tuple[float, bool, float, float]:
     budget = f"{budget_ms:g}"
-    quote = (await client.get(f"/v1/quote?budget_ms={budget}")).json()
+    asked = await client.get(f"/v1/quote?budget_ms={budget}")
+    if asked.status != 200:
+        raise ValueError(
+            f"{client.host}:{client.port} answers /v1/quote?budget_ms={budget} with {asked.status}: give a scala-serve "
+            "server that is ready"
+        )
+    quote = asked.json()
     reply = await client.classify(image, {"X-Latency-Budget-Ms": budget})
     met = reply.status == 200 and reply.headers.get("x-budget-met") == "true"
     got = reply.json()["expected_accuracy"] if reply.status == 200 else None
@@ -222,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             client = Client(address.port or 80, address.hostname or "127.0.0.1")
             parts = {workload.name: run(live(client, workload))}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     scores = {name: score(quoted) for name, quoted in parts.items()}
     scores["all"] = score(joined(list(parts.values())))

@@ -18,7 +18,7 @@ from server.simulation.workload import Workload
 
 LEAD_S = 0.1  # from the start to the time that arrivals count from
 PATIENCE_S = 5.0  # beyond its budget that a request may wait: the server should have ended it
-MAX_OPEN = 900  # requests at once, within the 1024 files that a process usually may open; more get no answer
+MAX_OPEN = 900  # requests at once, within the 1024 files that a process usually may open; more are not sent
 
 Progress = Callable[[int, str], object]  # requests sent, and how it goes
 T = TypeVar("T")
@@ -126,11 +126,17 @@ async def read_model(client: Client) -> dict[str, Any]:
     return model
 
 
-async def read_counters(client: Client) -> dict[str, float]:
-    """The server's own counters, ``scala_*_total`` with their labels; none where it does not show them."""
+async def read_metrics(client: Client) -> dict[str, float]:
+    """The server's own samples, ``scala_*`` with their labels; none where it does not show them."""
     reply = await client.get("/metrics")
     samples = (line.rpartition(" ") for line in reply.body.decode().splitlines() if line.startswith("scala_"))
-    return {name: float(value) for name, _, value in samples if name.partition("{")[0].endswith("_total")}
+    return {name: float(value) for name, _, value in samples}
+
+
+async def read_counters(client: Client) -> dict[str, float]:
+    """Those that only grow: ``scala_*_total``, and the buckets of histograms, ``scala_*_bucket``."""
+    samples = (await read_metrics(client)).items()
+    return {name: value for name, value in samples if name.partition("{")[0].endswith(("_total", "_bucket"))}
 
 
 def increase(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:

@@ -60,6 +60,12 @@ class Records:
         return ~np.isin(self.status, REFUSED)
 
     @property
+    def unsent(self) -> NDArray[np.bool_]:
+        """Never left: too many were open."""
+        unsent: NDArray[np.bool_] = np.isnan(self.lag_s)
+        return unsent
+
+    @property
     def in_time(self) -> NDArray[np.bool_]:
         """Answered within the budget, on the client's clock."""
         in_time: NDArray[np.bool_] = self.answered & (self.latency_s <= self.workload.budgets_s)

@@ -35,8 +35,9 @@ class Summary:
 
     ``attainment`` is by the client's clock, ``attainment_server`` by the server's. Intervals are of 95 %; those of
     shares (Wilson) take requests for independent, which in bursts they are not quite. ``late`` are answers after their
-    budget; ``refusal`` is of how long a refusal took, ``lag`` of how late requests left. ``wasted_engine_share`` of the
-    engine's seconds went into answers that nobody got in time, by the server's ``counters``.
+    budget; ``refusal`` is of how long a refusal took, ``lag`` of how late requests left, but the ``unsent``.
+    ``wasted_engine_share`` of the engine's seconds went into answers that nobody got in time, by the server's
+    ``counters``.
     """
 
     requests: int
@@ -56,12 +57,13 @@ class Summary:
     refusal_p99_ms: Quantile | None
     lag_p99_ms: Quantile
     lag_max_ms: float
+    unsent: int
     wasted_engine_share: float | None
 
     @classmethod
     def of(cls, records: Records, counters: Mapping[str, float]) -> Summary:
         count, answered, in_time = len(records.workload), records.answered, records.in_time
-        latency_ms, lag_ms = 1000 * records.latency_s, 1000 * records.lag_s[~np.isnan(records.lag_s)]
+        latency_ms, lag_ms = 1000 * records.latency_s, 1000 * records.lag_s[~records.unsent]
         lag = quantile(lag_ms, 0.99)
         assert lag is not None, "the first request always leaves"
         return cls(
@@ -82,6 +84,7 @@ class Summary:
             refusal_p99_ms=quantile(latency_ms[~records.admitted], 0.99),
             lag_p99_ms=lag,
             lag_max_ms=float(lag_ms.max()),
+            unsent=int(records.unsent.sum()),
             wasted_engine_share=_wasted_share(counters),
         )
 
@@ -92,12 +95,26 @@ class Summary:
     @property
     def on_schedule(self) -> bool:
         """Whether the requests left as the workload says; otherwise the figures are of another workload."""
-        return self.lag_p99_ms.value <= self.max_lag_p99_ms
+        return self.lag_p99_ms.value <= self.max_lag_p99_ms and not self.unsent
 
     def as_json(self) -> dict[str, Any]:
         """The figures, rounded to what was measured, and whether they count."""
         figures: dict[str, Any] = _rounded(asdict(self))
         return figures | {"on_schedule": self.on_schedule}
+
+
+def off_schedule(summaries: Mapping[str, Summary]) -> list[str]:
+    """A sentence for each run whose requests left late, or not all of them."""
+    remedy = "keep a core free for this command, or ask for a lower rate"
+    return [f"{name}: {_what_is_off(run)}: {remedy}" for name, run in summaries.items() if not run.on_schedule]
+
+
+def _what_is_off(run: Summary) -> str:
+    never = f"{run.unsent} requests never left because too many were open"
+    if run.lag_p99_ms.value <= run.max_lag_p99_ms:
+        return never
+    late = f"requests left late, p99 {run.lag_p99_ms.value:.2f} ms where {run.max_lag_p99_ms:g} ms are allowed"
+    return f"{late}, and {never}" if run.unsent else late
 
 
 def quantile(values: NDArray[np.float64], q: float) -> Quantile | None:
@@ -160,6 +177,7 @@ def table(summaries: Mapping[str, Summary]) -> list[list[str]]:
         line("expired (504)", *(str(run.statuses.get(504, 0)) for run in runs)),
         line("answered late", *(str(run.late) for run in runs)),
         line("no answer", *(str(run.statuses.get(NO_ANSWER, 0)) for run in runs)),
+        *([line("  never sent", *(str(run.unsent) for run in runs))] if any(run.unsent for run in runs) else []),
         line("other statuses", *(_others(run.statuses) for run in runs)),
         line("engine time wasted", *(_share(run.wasted_engine_share) for run in runs)),
         line("send lag p99", *(_bounded(run.lag_p99_ms) for run in runs)),

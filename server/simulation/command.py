@@ -70,6 +70,7 @@ def simulate(
     from server.simulation.study import Study
 
     machines = [_machine(name, checkpoint) for name in profile or ("cpu", "gpu")]
+    _check_names([machine.name for machine in machines])
     recording = _recording(trace)
     study = Study(out, jobs or max(1, int(available_cpus())))
     line: dict[str, Any] = {}
@@ -99,6 +100,13 @@ def _machine(name: str, checkpoint: Path | None) -> Machine:
         return read_machine(Path(name), checkpoint or default_checkpoint())
     machine = built_in(name)
     return machine if checkpoint is None else with_checkpoint(machine, checkpoint)
+
+
+def _check_names(names: list[str]) -> None:
+    """Tables, plots and the line of JSON tell profiles apart by their names."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two profiles are called {name!r}: leave one out, or rename its file")
 
 
 def _recording(trace: Path | None) -> Path | None:

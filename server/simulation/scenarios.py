@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ GOLDEN = 0.618034  # steps of it spread evenly over a recording, however many th
 USUAL = "40-200"
 LOWEST_LOAD = 0.3
 MOST_REQUESTS = 1_000_000  # of a run
+TRACE = "trace:"  # and a file
 Group = Literal["stationary", "changing", "budgets", "mishaps"]
 Mishap = Literal["neighbour", "killed"]
 
@@ -34,10 +36,19 @@ class Scenario:
     def label(self) -> str:
         return f"{self.name} {self.load:g}x"
 
+    @property
+    def digest(self) -> str:
+        """Of all that its workloads depend on: of a recording what it says, wherever it lies. Raises OSError."""
+        told = self
+        if self.arrivals.startswith(TRACE):
+            recording = Path(self.arrivals.removeprefix(TRACE)).read_bytes()
+            told = replace(self, arrivals=TRACE + hashlib.sha256(recording).hexdigest())
+        return repr(told)
+
     def workload(self, machine: Machine, seed: int) -> Workload:
         """A recording has no chance in it: there, each seed is another window."""
         arrivals = self.arrivals
-        if arrivals.startswith("trace:"):
+        if arrivals.startswith(TRACE):
             arrivals += f":{seed * GOLDEN % 1:.6f}"
         rate, images = self.load * machine.capacity, len(machine.correct)
         return make_workload(arrivals, self.budgets, rate=rate, seconds=self.seconds, num_images=images, seed=seed)
@@ -103,7 +114,7 @@ def _changing(seconds: float, recording: Path | None) -> Iterator[Scenario]:
     span = seconds / 12
     kinds = {"ramp": "ramp:0.3-3", "on/off": f"on-off:0.4-3:{span:g}:{span:g}", "diurnal": f"diurnal:{seconds:g}"}
     if recording is not None:
-        kinds["trace"] = f"trace:{recording}"
+        kinds["trace"] = f"{TRACE}{recording}"
     for name, arrivals in kinds.items():
         for load in (1.0, 1.5, 2.5):
             yield Scenario(name, "changing", arrivals, load, seconds)

@@ -16,29 +16,37 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.simulation.device import Machine
+from server.simulation.scenarios import Scenario
 
 Name = TypeVar("Name", bound=Hashable)
 Progress = Callable[[int, int, str], object]  # done, of how many, what was done last
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIMULATED = (
-    "simulation/simulator.py",
-    "simulation/workload.py",
-    "simulation/device.py",
-    "simulation/scenarios.py",
-    "simulation/experiment.py",
-    "simulation/oracle.py",
-    "simulation/baselines/*.py",
-    "latency_profile.py",
-    "policies/deadlines.py",
+    "scala_model/width.py",
+    "server/types.py",
+    "server/latency_profile.py",
+    "server/policies/deadlines.py",
+    "server/simulation/simulator.py",
+    "server/simulation/workload.py",
+    "server/simulation/device.py",
+    "server/simulation/scenarios.py",
+    "server/simulation/experiment.py",
+    "server/simulation/oracle.py",
+    "server/simulation/baselines/*.py",
 )
-OUR_SERVER = ("simulation/adaptive_server.py", "policies/*.py", "planner.py", "load_monitor.py")
+OUR_SERVER = (
+    "server/policies/*.py",
+    "server/planner.py",
+    "server/load_monitor.py",
+    "server/simulation/adaptive_server.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A function of a module, of what can be sent to another process, to what can be written as JSON.
 
-    ``label`` tells people; ``sources``: patterns of the files below ``server/`` that decide the result.
+    ``label`` tells people; ``sources``: patterns of the files that decide the result.
     """
 
     label: str
@@ -48,8 +56,8 @@ class Job:
 
     def key(self, code: str) -> str:
         """``code`` is the digest of the sources."""
-        told = [a.digest if isinstance(a, Machine) else repr(a) for a in self.arguments]
-        return hashlib.sha256(json.dumps([self.function.__name__, told, code]).encode()).hexdigest()[:24]
+        told = [self.function.__name__, _told(self.arguments), code]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
 class Study:
@@ -108,6 +116,13 @@ def _parsed(kept: str) -> Iterator[tuple[str, Any]]:
             yield told["key"], told["result"]
         except (ValueError, KeyError, TypeError):
             continue
+
+
+def _told(argument: Any) -> Any:
+    """What of it a result depends on; a scenario's recording is read."""
+    if isinstance(argument, tuple):
+        return [_told(one) for one in argument]
+    return argument.digest if isinstance(argument, Machine | Scenario) else repr(argument)
 
 
 def _digest_of(sources: tuple[str, ...]) -> str:

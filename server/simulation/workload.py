@@ -29,6 +29,7 @@ BUDGET_FORMS = (
     "MS, LOW-HIGH, bimodal:LOW-HIGH, bimodal:LOW-HIGH:SHARE_LOW, lognormal:MEDIAN, lognormal:MEDIAN:SIGMA, hostile"
 )
 MAX_ARRIVALS = 10_000_000
+MAX_CV2 = 1000.0  # some 500 requests at one instant, and then none for as long; more takes for ever to draw
 HOSTILE_MS = 0.01
 PERIOD_S = 1200.0  # of a day that passes in twenty minutes
 PEAK, TROUGH = 1.6, 0.4  # of a day's mean rate: four to one
@@ -84,8 +85,7 @@ def make_workload(
     for name, value in (("the rate", rate), ("the length in seconds", seconds), ("the number of images", num_images)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}: give a number above 0")
-    if rate * seconds > MAX_ARRIVALS:
-        raise ValueError(f"{rate:g}/s for {seconds:g} s are more than {MAX_ARRIVALS:,} requests: lower one of them")
+    _check_number(rate, seconds)
     times, mix, choice = map(default_rng, SeedSequence(seed).spawn(3))
     arrivals_s = parse_arrivals(arrivals)(rate, seconds, times)
     return Workload(
@@ -106,7 +106,7 @@ def poisson(rate: float, seconds: float, rng: Generator) -> Seconds:
 
 def gamma(cv2: float) -> Arrivals:
     """Gaps from a gamma distribution of this squared coefficient of variation: 1 is Poisson, more comes in bursts."""
-    _check(cv2 > 0, f"CV^2 is {cv2:g}", "it must be above 0")
+    _check(0 < cv2 <= MAX_CV2, f"CV^2 is {cv2:g}", f"it must be above 0 and at most {MAX_CV2:g}")
 
     def arrivals(rate: float, seconds: float, rng: Generator) -> Seconds:
         arrivals_s = np.zeros(0)
@@ -190,7 +190,11 @@ def _read_timestamps(path: Path) -> Seconds:
 
 
 def _thinned(rate_at: Callable[[Seconds], Seconds], highest: float, seconds: float, rng: Generator) -> Seconds:
-    """Poisson of a varying rate, out of one at the highest: each arrival stays by chance (Lewis and Shedler 1979)."""
+    """Poisson of a varying rate, out of one at the highest: each arrival stays by chance (Lewis and Shedler 1979).
+
+    Raises ValueError where there would be too many to choose from.
+    """
+    _check_number(highest, seconds)
     candidates = poisson(highest, seconds, rng)
     return candidates[rng.uniform(0, highest, len(candidates)) < rate_at(candidates)]
 
@@ -292,6 +296,11 @@ def _span(word: str) -> tuple[float, float]:
     low, dash, high = word.partition("-")
     _check(bool(dash), repr(word), "two numbers are wanted, LOW-HIGH")
     return _number(low), _number(high)
+
+
+def _check_number(rate: float, seconds: float) -> None:
+    if rate * seconds > MAX_ARRIVALS:
+        raise ValueError(f"{rate:g}/s for {seconds:g} s are more than {MAX_ARRIVALS:,} requests: lower one of them")
 
 
 def _check_levels(low: float, high: float) -> None:

@@ -75,7 +75,9 @@ class FakeServer:
             return http(200, json.dumps({"name": "toy", "classes": CLASSES}).encode())
         if path == "/metrics":
             self.num_scrapes += 1
-            return http(200, f'# HELP x\nscala_budget_total{{outcome="met"}} {7 * self.num_scrapes}.0\n'.encode())
+            counters = ('scala_budget_total{outcome="met"} 7', 'scala_batch_size_bucket{le="2.0"} 3')
+            grown = (f"{name} {int(step) * self.num_scrapes}.0" for name, step in map(str.split, counters))
+            return http(200, "\n".join(["# HELP x", *grown, ""]).encode())
         assert path == "/v1/classify?top_k=1"
         self.requests.append((body, headers))
         await asyncio.sleep(self.delay_s)

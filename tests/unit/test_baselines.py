@@ -118,8 +118,16 @@ def test_clockwork_believes_its_last_batches() -> None:
     batches, ends = played(make("CW-0.5", Tuning(window=1)), *requests, device=Exact(3))
     assert batches == [(0, M, 1), (200, M, 1), (300, M, 1)]
     assert ends == [60, "dropped", 220, 320]
-    _, ends = played(make("CW-0.5", Tuning(window=10)), *requests, device=Exact(3))
-    assert ends == [60, 120, 220, 320], "one slow batch of two is no percentile"
+
+
+def test_clockwork_believes_the_99th_percentile_of_its_last_batches() -> None:
+    """The profile's 20, one batch of 60, and batches of 20. Of 99 the 99th percentile is the largest (0.99 x 99 =
+    98.01, rounded up), of 100 the 99th: then a budget of 50 is enough again."""
+    for num_calm, end in ((0, "dropped"), (97, "dropped"), (98, 100 * 99 + 20)):
+        calm = [(100 * i, 99) for i in range(1 + num_calm)]
+        requests = [*calm, (100 * (1 + num_calm), 50)]
+        _, ends = played(make("CW-0.5", Tuning(window=200)), *requests, device=Exact(3))
+        assert ends[-1] == end, num_calm
 
 
 def test_admission_refuses_who_is_predicted_to_be_late() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.bench.plot import plot_run, run_figure
 from server.bench.records import Records, save
-from server.bench.summary import Quantile, Summary, quantile, table
+from server.bench.summary import Quantile, Summary, off_schedule, quantile, table
 from tests.unit.bench_server import (
     HAND_MADE,
     NAN,
@@ -80,6 +80,26 @@ def test_late_requests_make_a_run_void(lag_ms: float, rate: float, on_schedule: 
     assert Summary.of(records, {}).on_schedule is on_schedule, "the p99 of a hundred is the last but one"
     records.lag_s[97:99] = 0.0001
     assert Summary.of(records, {}).on_schedule
+
+
+def test_requests_that_never_left_make_a_run_void() -> None:
+    records = Records.blank(load_of([0.01 * (i + 1) for i in range(1000)], [50] * 1000))
+    records.lag_s[:] = 0.0001
+    calm = Summary.of(records, {})
+    records.lag_s[500] = NAN
+    summary = Summary.of(records, {})
+    assert (calm.on_schedule, summary.on_schedule) == (True, False)
+    assert (calm.as_json()["unsent"], summary.as_json()["unsent"]) == (0, 1)
+    assert ["  never sent", "0", "1"] in table({"calm": calm, "busy": summary})
+    assert not any("never sent" in line[0] for line in table({"calm": calm}))
+    remedy = ": keep a core free for this command, or ask for a lower rate"
+    never = "1 requests never left because too many were open"
+    assert off_schedule({"calm": calm, "busy": summary}) == [f"busy: {never}{remedy}"]
+    records.lag_s[:30] = 0.002
+    late = "requests left late, p99 2.00 ms where 1 ms are allowed"
+    assert off_schedule({"busy": Summary.of(records, {})}) == [f"busy: {late}, and {never}{remedy}"]
+    records.lag_s[500] = 0.0001
+    assert off_schedule({"busy": Summary.of(records, {})}) == [f"busy: {late}{remedy}"]
 
 
 def test_a_quantile_is_bounded_by_order_statistics() -> None:

@@ -13,6 +13,7 @@ from server.bench import play as play_module
 from server.bench.client import Client, Reply, open_loop, until
 from server.bench.photos import Photos
 from server.bench.play import increase, play_once, read_counters, run
+from server.bench.summary import Summary
 from tests.unit.bench_server import (
     CLASSES,
     PHOTOS,
@@ -39,7 +40,7 @@ def test_each_arrival_is_one_request_with_its_own_image_and_budget() -> None:
     assert records.width.tolist() == [0.75] * 3
     assert records.correct.tolist() == [True, False, True]
     assert records.in_time.tolist() == [True, True, False], "the last budget is 10 microseconds"
-    assert found.counters == {'scala_budget_total{outcome="met"}': 7}
+    assert found.counters == {'scala_batch_size_bucket{le="2.0"}': 3, 'scala_budget_total{outcome="met"}': 7}
     assert shown[-1][0] == 3
     assert "in time" in shown[-1][1]
 
@@ -86,7 +87,8 @@ def test_so_many_wait_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> No
     fake = FakeServer(lambda body, headers: answer(0), delay_s=0.5)
     records = played(fake, load_of([0.0, 0.01, 0.02, 0.03, 0.04], [5000] * 5))
     assert records.status.tolist() == [200, 200, 200, 0, 0]
-    assert np.isnan(records.lag_s).tolist() == [False, False, False, True, True]
+    assert records.unsent.tolist() == [False, False, False, True, True]
+    assert Summary.of(records, {}).unsent == 2
     assert len(fake.requests) == 3
 
 
@@ -148,6 +150,7 @@ def test_counters_are_read_with_their_labels_and_compared() -> None:
     text = (
         "# TYPE scala_requests_total counter\n"
         'scala_requests_total{route="/v1/classify",status="200"} 5.0\n'
+        'scala_batch_size_bucket{le="+Inf"} 4.0\nscala_batch_size_sum 5.0\n'
         "scala_requests_created 1.7e+09\nscala_queue_depth 3.0\npython_gc_total 9.0\nscala_plain_total 2.5\n"
     )
 
@@ -156,7 +159,11 @@ def test_counters_are_read_with_their_labels_and_compared() -> None:
             return Reply(200, {}, text.encode(), 0.0)
 
     before = asyncio.run(read_counters(Metrics(0)))
-    assert before == {'scala_requests_total{route="/v1/classify",status="200"}': 5.0, "scala_plain_total": 2.5}
+    assert before == {
+        'scala_requests_total{route="/v1/classify",status="200"}': 5.0,
+        'scala_batch_size_bucket{le="+Inf"}': 4.0,
+        "scala_plain_total": 2.5,
+    }
     assert increase(before, before | {"scala_plain_total": 4.0, "scala_new_total": 1.0}) == {
         "scala_new_total": 1.0,
         "scala_plain_total": 1.5,

@@ -181,5 +181,9 @@ def test_without_a_recording_its_workloads_are_left_out_with_a_sentence(
 def test_what_is_unknown_is_refused_before_anything_runs(asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="profile 'tpu' does not exist"):
         simulate(**asked | {"profile": ["tpu"]})
+    (namesake := asked["out"].parent / "other" / "mine.json").parent.mkdir()
+    namesake.write_bytes(Path(asked["profile"][0]).read_bytes())
+    with pytest.raises(ValueError, match="two profiles are called 'mine': leave one out, or rename its file"):
+        simulate(**asked | {"profile": [*asked["profile"], str(namesake)]})
     with pytest.raises(ValueError, match="no policy is called 'best'"):
         simulate(**asked | {"policies": "best"})

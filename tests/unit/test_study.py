@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from server.simulation import study
+from server.simulation.scenarios import Scenario
 from server.simulation.study import Job, Study
 from tests.unit.simulated_machine import CORRECT, make_machine
+from tests.unit.test_imports import MODULES, reached_from
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -81,18 +83,44 @@ def test_a_job_is_another_when_an_input_is(tmp_path: Path, monkeypatch: pytest.M
     assert calls_for(replace(job, arguments=(make_machine(), 1))) == 0
     assert calls_for(replace(job, arguments=(machine, 2))) == 1
     assert calls_for(replace(job, arguments=(replace(machine, correct=~CORRECT), 1))) == 1
-    (tmp_path / "simulation").mkdir()
-    (tmp_path / "simulation/simulator.py").write_text("time = 1")
+    (tmp_path / "server/simulation").mkdir(parents=True)
+    (tmp_path / "server/simulation/simulator.py").write_text("time = 1")
     monkeypatch.setattr(study, "ROOT", tmp_path)
     assert calls_for(job) == 1
     assert calls_for(job) == 0
-    (tmp_path / "simulation/simulator.py").write_text("time = 2")
+    (tmp_path / "server/simulation/simulator.py").write_text("time = 2")
     assert calls_for(job) == 1
+
+
+def test_a_recording_is_known_by_what_it_says(tmp_path: Path) -> None:
+    add, runs = Counting(), Study(tmp_path, 1)
+    first, moved = tmp_path / "a.csv", tmp_path / "b.csv"
+
+    def calls_for(recording: Path, *, in_ladder: bool = False) -> int:
+        before = add.calls
+        scenario = Scenario("trace", "changing", f"trace:{recording}", 1.0, 5.0)
+        runs.run({"it": Job("job", add, ((scenario,) if in_ladder else scenario, 1))}, silent)
+        return add.calls - before
+
+    first.write_text("TIMESTAMP\n1\n2\n")
+    moved.write_text("TIMESTAMP\n1\n2\n")
+    assert (calls_for(first), calls_for(first, in_ladder=True)) == (1, 1)
+    assert (calls_for(moved), calls_for(moved, in_ladder=True)) == (0, 0)
+    first.write_text("TIMESTAMP\n1\n3\n")
+    assert (calls_for(first), calls_for(first, in_ladder=True)) == (1, 1)
 
 
 def test_what_decides_a_result_exists() -> None:
     for pattern in study.SIMULATED + study.OUR_SERVER:
         assert list(study.ROOT.glob(pattern)), pattern
+
+
+def test_all_that_a_simulation_loads_decides_its_result() -> None:
+    """But the packages' own files, which compute nothing, and what one of them loads for readers of checkpoints."""
+    counted = {file for pattern in study.SIMULATED + study.OUR_SERVER for file in study.ROOT.glob(pattern)}
+    loaded = reached_from("server.simulation.experiment", at_import=True) & MODULES.keys()
+    others = {"scala_model", "scala_model.config", "server", "server.simulation"}
+    assert {name for name in loaded if MODULES[name] not in counted} == others
 
 
 def test_processes_give_the_same(tmp_path: Path) -> None:

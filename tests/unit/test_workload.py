@@ -196,7 +196,8 @@ def test_a_trace_is_named_by_its_file(recording: Path) -> None:
         ("poison", r"arrivals 'poison' are unknown; there are poisson, gamma:CV2, .*, trace:FILE:OFFSET"),
         ("gamma", "arrivals 'gamma' are unknown; there are"),
         ("gamma:x", "arrivals 'gamma:x': 'x'; a number is wanted, 0 or more; there are"),
-        ("gamma:0", "arrivals 'gamma:0': CV.2 is 0; it must be above 0; there are"),
+        ("gamma:0", "arrivals 'gamma:0': CV.2 is 0; it must be above 0 and at most 1000; there are"),
+        ("gamma:1e8", r"CV\^2 is 1e\+08; it must be above 0 and at most 1000; there are"),
         ("gamma:nan", "'nan'; a number is wanted"),
         ("ramp:3", "arrivals 'ramp:3': '3'; two numbers are wanted, LOW-HIGH; there are"),
         ("ramp:3-1", "from 3 to 1 times the rate; it must go up"),
@@ -254,6 +255,12 @@ def test_workloads_of_no_or_boundless_length_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_workload("poisson", "100", rate=rate, seconds=seconds, num_images=num_images)
+
+
+@pytest.mark.parametrize("arrivals", ["ramp:0-1000000", "on-off:0-1000000:0.1:1000"])
+def test_what_must_be_drawn_is_bounded_by_the_highest_rate(arrivals: str) -> None:
+    with pytest.raises(ValueError, match=r"1e\+08/s for 1 s are more than 10,000,000 requests: lower one of them"):
+        make_workload(arrivals, "100", rate=100, seconds=1, num_images=5)
 
 
 def test_the_other_mixes_of_budgets_check_their_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -75,7 +76,7 @@ class Clockwork(Fixed):
     def ran(self, choice: Choice, seconds: float, on_time: bool, now: float) -> None:
         if (seen := self._seen.get(choice.batch)) is not None:  # a queue may have cut the batch to another size
             seen.append(seconds)
-            self._seconds[choice.batch] = sorted(seen)[int(0.99 * (len(seen) - 1))]
+            self._seconds[choice.batch] = sorted(seen)[math.ceil(99 * len(seen) / 100) - 1]  # nearest rank
 
     def alone_s(self) -> float:
         return self._seconds[1]
