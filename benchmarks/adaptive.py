@@ -1,6 +1,6 @@
 """The adaptive server against fixed widths and other policies, live, on labelled images; and beside its simulation.
 
-Every policy gets the same requests, from a generator on a core of its own. The network is the embedded checkpoint, made
+Every policy gets the same requests. The network is the embedded checkpoint, made
 heavier without changing its answers (``heavier.py``): as shipped, its widths cost less than their HTTP requests, and
 which is run would hardly matter. Run: ``make bench-adaptive``. The last line is JSON. Ends with 1 when requests left
 late or not at all: then the figures are of another workload.
@@ -34,7 +34,7 @@ from benchmarks.heavier import EXTRA_DEPTH, MLP_FACTOR, heavier
 from scala_model.checkpoint import default_checkpoint
 from scala_model.width import Width
 from server.bench.client import Client, Reply, closed_loop
-from server.bench.compare import Running, available_cpus, pinned, serving, take_turns
+from server.bench.compare import Running, available_cpus, pinned, serving, take_turns, urgent
 from server.bench.photos import open_photos, take
 from server.bench.play import Played, run
 from server.bench.plot import plot_run
@@ -98,14 +98,17 @@ class Capacity:
 
 
 class Bench:
-    """The servers have all cores but the last, which sends the requests. ``off_schedule``: what is wrong with runs."""
+    """The servers have all cores and requests leave at real-time priority; where that is not permitted, from the last
+    core, which is then not the servers'. ``off_schedule``: what is wrong with runs."""
 
     def __init__(
         self, data: Path, checkpoint: Path, *, seconds: float, threads: int, seed: int, plots: Path | None
     ) -> None:
         self._data, self._checkpoint, self._seconds, self._seed = open_photos(data), checkpoint, seconds, seed
         cpus = sorted(available_cpus())
-        self._plots, self._cpus, self._sender = plots, cpus[:-1] or cpus, cpus[-1:]
+        with urgent() as permitted:
+            self._cpus, self._sender = (cpus, cpus) if permitted else (cpus[:-1] or cpus, cpus[-1:])
+        self._plots = plots
         self._core_is_shared = len(self._cpus) <= threads  # by the engine and the event loop
         self.off_schedule: list[str] = []
 
@@ -146,7 +149,8 @@ class Bench:
         return rows
 
     def _overload(self, narrowest: str) -> dict[str, Any]:
-        """Three times what the narrowest width can serve, the whole server on one core."""
+        """Three times what the narrowest width can serve, the whole server on one core, the sender on another."""
+        self._sender = self._sender[-1:]
         with started_on(self._cpus[:1]) as server:
             capacity = self._capacity(server(narrowest))
             workload = self._workload("poisson", OVER_NARROWEST * capacity.rate, OVERLOAD_S)
@@ -159,7 +163,7 @@ class Bench:
         photos = take(self._data, workload)
         bar = progress(True)
         bar.live.refresh_per_second = 1  # each drawing holds up what is due
-        with bar, pinned(self._sender):
+        with bar, pinned(self._sender), urgent():
             task = bar.add_task("starting", total=len(workload) * len(servers))
 
             def tell(num_sent: int, text: str) -> None:
@@ -182,7 +186,7 @@ class Bench:
                 return await closed_loop(client, images, budget, concurrency=CONCURRENCY, seconds=CAPACITY_S)
 
         before_s = event_loop_s(server.pid)
-        with pinned(self._sender):
+        with pinned(self._sender), urgent():
             num_answers = sum(reply.status == 200 for reply in run(ask()))
         return Capacity(round(num_answers / CAPACITY_S, 1), (event_loop_s(server.pid) - before_s) / max(1, num_answers))
 

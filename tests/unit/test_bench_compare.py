@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from server.bench import compare as compare_module
-from server.bench.compare import Running, available_cpus, compare_policies, order_of_play, pinned
+from server.bench.compare import Running, available_cpus, compare_policies, order_of_play, pinned, urgent
 from server.bench.play import run
 from server.bench.records import Records, joined
 from server.bench.summary import gains
@@ -207,3 +209,17 @@ def test_a_width_without_memory_is_not_waited_for_any_longer(monkeypatch: pytest
     monkeypatch.setattr(compare_module, "TIMEOUT_S", 0.2)
     with pytest.raises(TimeoutError, match=r"the server with policy 'adaptive' was not warm in 0\.2 s"):
         looks_until_warm(Growing((16, 0)), monkeypatch)
+
+
+def test_a_sender_is_urgent_only_while_it_sends_and_starts_nothing_urgent() -> None:
+    if not hasattr(os, "sched_getscheduler"):
+        pytest.skip("this system has no schedulers to choose from")
+    before = os.sched_getscheduler(0)
+    with urgent() as permitted:
+        if not permitted:
+            pytest.skip("this user may not run at real-time priority")
+        assert os.sched_getscheduler(0) & os.SCHED_RR
+        ask = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+        child = subprocess.run(ask, capture_output=True, text=True, check=True)
+    assert int(child.stdout) == os.SCHED_OTHER
+    assert os.sched_getscheduler(0) == before
