@@ -64,6 +64,7 @@ class Admission:
     ) -> None:
         self._queue, self._profile, self._monitor, self.fixed = queue, profile, monitor, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
+        self._wishes = {profile.widths: profile.widths}  # one object for equal ones: policies go by that
         self.requests = 0
         self.images = 0
         self.preparing = 0  # of them, those with a decoder
@@ -111,6 +112,7 @@ class Admission:
             w for w in self._profile.widths if self._profile.accuracy[w] >= floor and (pinned is None or w == pinned)
         )
         if allowed:
+            allowed = self._wishes.setdefault(allowed, allowed)
             return allowed if self.fixed is None else (self.fixed if self.fixed in allowed else allowed[0],)
         asked = f"an accuracy of at least {floor:g}" + ("" if pinned is None else f" at width {pinned}")
         best = max(self._profile.accuracy.values())

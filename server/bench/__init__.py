@@ -1,1 +1,1 @@
-"""A running server under load, seen from its clients. Nothing here is loaded to serve."""
+"""A running server under load, seen from its clients. A server loads the command alone."""

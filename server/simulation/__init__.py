@@ -1,1 +1,1 @@
-"""Traffic and time without a server: workloads, and policies judged on them. Nothing here is loaded to serve."""
+"""Traffic and time without a server: workloads, and policies judged on them. A server loads the command alone."""

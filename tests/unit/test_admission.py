@@ -197,6 +197,11 @@ def test_a_pin_and_a_floor_narrow_the_choice(
     assert desk.admission.widths_for(pinned, floor) == widths
 
 
+def test_equal_wishes_are_one_object(desk: Desk) -> None:
+    """Policies tell them apart as objects: to hash or to compare them would take most of a decision's time."""
+    assert desk.admission.widths_for(None, 0.61) is desk.admission.widths_for(WIDE, None)
+
+
 def test_a_floor_above_all_widths_is_impossible_and_the_answer_lists_what_there_is(desk: Desk) -> None:
     with pytest.raises(Impossible, match=r"at least 0\.71; the most accurate has 0\.7000") as refusal:
         desk.admission.widths_for(None, 0.71)
