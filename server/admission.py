@@ -64,7 +64,7 @@ class Admission:
     ) -> None:
         self._queue, self._profile, self._monitor, self.fixed = queue, profile, monitor, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
-        self._wishes = {profile.widths: profile.widths}  # one object for equal ones: policies go by that
+        self._wishes = {profile.widths: profile.widths}
         self.requests = 0
         self.images = 0
         self.preparing = 0  # of them, those with a decoder
@@ -106,26 +106,31 @@ class Admission:
     def widths_for(self, pinned: Width | None, min_accuracy: float | None) -> tuple[Width, ...]:
         """The trained widths that a pin and an accuracy floor allow. Raises Impossible, listing what exists."""
         if pinned is None and min_accuracy is None:
-            return self._profile.widths if self.fixed is None else (self.fixed,)
+            return self._one_of(self._profile.widths if self.fixed is None else (self.fixed,))
         floor = min_accuracy or 0.0
         allowed = tuple(
             w for w in self._profile.widths if self._profile.accuracy[w] >= floor and (pinned is None or w == pinned)
         )
         if allowed:
-            allowed = self._wishes.setdefault(allowed, allowed)
-            return allowed if self.fixed is None else (self.fixed if self.fixed in allowed else allowed[0],)
+            if self.fixed is not None:
+                allowed = (self.fixed if self.fixed in allowed else allowed[0],)
+            return self._one_of(allowed)
         asked = f"an accuracy of at least {floor:g}" + ("" if pinned is None else f" at width {pinned}")
         best = max(self._profile.accuracy.values())
         raise Impossible(
             f"No trained width has {asked}; the most accurate has {best:.4f}: lower the floor.", extra=self.offers()
         )
 
+    def _one_of(self, widths: tuple[Width, ...]) -> tuple[Width, ...]:
+        """The one object of all equal ones: policies tell them apart by that."""
+        return self._wishes.setdefault(widths, widths)
+
     def check_possible(self, widths: Sequence[Width], budget_s: float) -> None:
         """Raises Impossible when even the idle machine is slower than the budget; the answer lists what can.
 
         Raises Unavailable while none of the widths is on offer.
         """
-        fastest = self._p50(self._fastest(widths)) + self._monitor.least_overhead_s(time.monotonic())
+        fastest = self._p50(self._quickest(widths)) + self._monitor.least_overhead_s(time.monotonic())
         if fastest > budget_s:
             raise Impossible(
                 f"A budget of {1000 * budget_s:g} ms cannot be met at any width this request allows, even when the "
@@ -140,7 +145,7 @@ class Admission:
         others late, even at the fastest width.
         """
         now = time.monotonic()
-        self._fastest(terms.widths)
+        self._quickest(terms.widths)
         load = self._monitor.load(now)
         decode_s = 0.0 if undecoded_bytes is None else self._monitor.decode(undecoded_bytes).value_s(now)
         for due in sorted({terms.order_by, terms.deadline}):
@@ -161,7 +166,7 @@ class Admission:
             preparing=self.preparing,
         )
 
-    def _fastest(self, widths: Sequence[Width]) -> Width:
+    def _quickest(self, widths: Sequence[Width]) -> Width:
         """The one that takes least for one image. Raises Unavailable while none is on offer: not warmed yet, or out of
         the device's memory."""
         if (width := quickest_of(widths, self._profile)) is None:

@@ -77,7 +77,7 @@ class Edge:
             self._metrics.budget.labels(outcome).inc()
             self._metrics.request_duration.labels(state["width"], outcome).observe(seconds)
             if "terms" in state:
-                self._services.settled(state["terms"], bool(state.get("jobs")), outcome)
+                self._services.settled(state["terms"], state.get("jobs"), outcome)
 
 
 async def _respond(endpoint: Endpoint, request: Request) -> Response:

@@ -1,8 +1,8 @@
 """Measured latency of every (width, batch bucket), refined online. Pure numbers: no clock, no engine.
 
-A cell exists once it was warmed; only then may a policy use it. Its p50 follows the observations divided by the
-interference of the moment, so that a noisy neighbour does not become part of what the machine is believed to be able to
-do. Its p99 is 1.5 x p50 until it has samples of its own.
+A cell exists once it was warmed; only then may a policy use it. Its p50 follows what undisturbed batches take, so that
+a noisy neighbour does not become part of what the machine is believed to be able to do. Its p99 is 1.5 x p50 until it
+has samples of its own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LatencyProfile:
         self._rows: dict[Width, tuple[Row, ...]] = {}
 
     def record(self, width: Width, batch: int, seconds: Iterable[float]) -> None:
-        """Add latencies of a batch, each already divided by the interference of its moment.
+        """Add latencies of a batch that nothing disturbed.
 
         A batch between two buckets counts for the upper one, as much longer as the profile says that it would take.
         """

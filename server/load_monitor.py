@@ -22,7 +22,8 @@ DEVICE_TAU_S = 0.1
 MAX_WEIGHT = 0.5  # and no batch more than this
 CALM = 1.1  # interference that may as well be the machine's own pace
 SMOOTHING = 0.05
-BEYOND, TAIL_STEP, MAX_TAIL = 0.02, 0.02, 3.0  # an online quantile: up for a batch that takes longer, else down
+BEYOND, TAIL_STEP, MAX_TAIL = 0.02, 0.02, 3.0  # an online quantile: up for a batch that takes longer, else down, ...
+TAIL_TAU_S = 60.0  # and forgotten at this pace when no batch runs
 SHARE_TAU_S, USUAL_COUNT = 5.0, 10.0  # of shares; and what is usual counts as so many events
 
 
@@ -103,14 +104,15 @@ class LoadMonitor:
     hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
     in_time: Share = field(default_factory=Share)  # of requests with a budget, refused for load or not
-    promises: Share = field(default_factory=Share)  # of those of them that were queued
+    promises: Share = field(default_factory=Share)  # of those of them that were not refused at once
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None
     prediction_error: float = 1.0
-    tail: float = 1.0  # how many times the predicted p99 must be longer for ``BEYOND`` of batches to exceed it
     contention: float = 1.0  # slow-down that the machine's other processes explain, see ``see_machine``
     _interference: float = 1.0
     _interference_at: float = 0.0
+    _tail: float = 1.0
+    _tail_at: float = 0.0
 
     def arrived(self, images: int, budget_s: float, full_width_share: float, now: float) -> None:
         """``full_width_share``: device time of one image over that at full width; 1 unless a width is pinned."""
@@ -129,7 +131,8 @@ class LoadMonitor:
         self._interference = 1 + kept * (self._interference - 1) + min(MAX_WEIGHT, 1 - kept) * (ratio - 1)
         self._interference_at = now
         self.busy.add(observed_s, now)
-        self.tail = min(MAX_TAIL, max(1.0, self.tail * (1 + TAIL_STEP * ((observed_s > predicted_s) - BEYOND))))
+        self._tail = min(MAX_TAIL, max(1.0, self.tail(now) * (1 + TAIL_STEP * ((observed_s > predicted_s) - BEYOND))))
+        self._tail_at = now
         self.prediction_error += SMOOTHING * (observed_s / predicted_s - self.prediction_error)
 
     def answered(self, accuracy: float) -> None:
@@ -153,8 +156,12 @@ class LoadMonitor:
         """The part of it that batches have shown, without what the machine's load only suggests. At least 1."""
         return max(1.0, self._learned(now))
 
+    def tail(self, now: float) -> float:
+        """How many times the p99 must be longer for ``BEYOND`` of batches to exceed it. At least 1."""
+        return 1 + (self._tail - 1) * math.exp(-max(0.0, now - self._tail_at) / TAIL_TAU_S)
+
     def calm(self, now: float) -> bool:
-        """Whether batches take about what they should, so that what they take tells of the machine alone."""
+        """Whether the batches before took about what they should: what the next takes tells of the machine alone."""
         return self.slowdown(now) < CALM
 
     def least_overhead_s(self, now: float) -> float:
@@ -178,7 +185,7 @@ class LoadMonitor:
             self.hop.value_s(now),
             self.respond.value_s(now),
             min(1.0, self.busy.value(now)),
-            self.tail,
+            self.tail(now),
         )
 
     def median_budget_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 
 from server import cgroup
+
+OWN_NICENESS = os.nice(0) if hasattr(os, "nice") else 0
 
 
 def cpu_name(root: Path = Path("/")) -> str:
@@ -63,7 +66,8 @@ class MachineReader:
         """Since the last call: the share of all cores' time that was busy, and that was busy at normal priority."""
         times = psutil.cpu_times_percent(None)
         busy = 1 - (times.idle + getattr(times, "iowait", 0.0)) / 100
-        return busy, busy - getattr(times, "nice", 0.0) / 100
+        gives_way = 0.0 if OWN_NICENESS else getattr(times, "nice", 0.0) / 100  # to us, unless we are as low ourselves
+        return busy, busy - gives_way
 
     def _read(self) -> tuple[float, float, int, int]:
         times = self._process.cpu_times()

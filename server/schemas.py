@@ -87,7 +87,9 @@ class ModelWidth(BaseModel):
     accuracy_ci95: tuple[float, float] | None
     parameters: int
     macs: int
-    dominated: bool = Field(description="Dominated at every batch size on offer: only a pin or a floor chooses it")
+    dominated: bool = Field(
+        description="Dominated at every batch size on offer: chosen by a pin, a floor or a shorter p99"
+    )
     dominated_at: list[int] = Field(
         description="Batch sizes at which another width is as accurate and no slower on this machine"
     )

@@ -29,7 +29,7 @@ from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
 from server.types import Answer, Decision, Job, Load, Probabilities, QueueView
 
-SURPRISE = 2.0  # times as slow or as fast as remembered, and a cell is measured anew
+SURPRISE = 1.5  # times as slow or as fast as remembered, and a cell is measured anew
 LOADERS = 2  # widths that are loaded at once: seven took 1.4 s instead of 2.0 on two cores
 MIN_CALIBRATION_RUNS, CALIBRATION_RUNS, CALIBRATION_S = 3, 20, 2.0  # of a cell; a slow one is refined by traffic
 FIRST_RUN_S = 6.0  # a cell's first run may compile or allocate: it is given ten times as long
@@ -200,8 +200,8 @@ class ServeLoop:
         else:
             self._failures = 0
             hop_s = time.monotonic() - handed_over - (ran_until - ran_from)
-            self._monitor.ran(ran_until - ran_from, hop_s, profiled_s, decision.predicted_s, time.monotonic())
             self._record(jobs, decision, ran_until - ran_from, median_s)
+            self._monitor.ran(ran_until - ran_from, hop_s, profiled_s, decision.predicted_s, time.monotonic())
             for job, row in zip(jobs, probabilities, strict=True):
                 answer = Answer(
                     row, decision.width, len(jobs), ran_from - job.queued_at, ran_until - ran_from, ran_until

@@ -23,7 +23,7 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
 from server.settings import Settings
-from server.types import Pixels, Terms, Timed
+from server.types import Job, Pixels, Terms, Timed
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,17 @@ class Services:
             self.metrics.stage_duration.labels("inference").observe(answer.inference_s)
             self.monitor.answered(self.profile.accuracy[answer.width])
 
-    def settled(self, terms: Terms, queued: bool, outcome: str) -> None:
-        """A request is over. What became of those that named a budget is what plans and quotes are learned from, unless
-        it was the caller's doing: he left, or his upload took too long."""
-        if terms.order_by == terms.deadline and (queued or outcome == "shed") and outcome != "cancelled":
+    def settled(self, terms: Terms, jobs: Sequence[Job] | None, outcome: str) -> None:
+        """A request is over; ``jobs`` are those of its images that were queued, None of one that never came in whole.
+
+        What became of those that named a budget is what plans and quotes are learned from, unless it was the caller's
+        doing: he left, or his upload took too long.
+        """
+        received, shed = jobs is not None, outcome == "shed"
+        if terms.order_by == terms.deadline and (received or shed) and outcome != "cancelled":
             in_time, now = outcome == "met", time.monotonic()
             self.monitor.in_time.add(in_time, now)
-            if queued:
+            if jobs or (received and not shed):
                 self.monitor.promises.add(in_time, now)
             self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)
 

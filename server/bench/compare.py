@@ -176,4 +176,5 @@ def urgent() -> Iterator[bool]:
     try:
         yield True
     finally:
-        os.sched_setscheduler(0, *before)
+        policy, priority = before  # with the flag, which takes a permission of its own to clear
+        os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, priority)

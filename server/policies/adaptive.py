@@ -158,7 +158,8 @@ class _Options:
         return quickest, self._crowds[quickest], 0, 1, self._seconds(quickest, 1)
 
     def _at_no_loss(self, attempt: _Attempt) -> _Attempt:
-        """The same images at the most accurate width that takes no longer for them: a dominated one is never chosen."""
+        """The same images at the most accurate width that takes no longer for them, in the median and at p99,
+        when this one is dominated."""
         width, crowd, first, stop, _ = attempt
         profile, widths, batch = self._profile, self._profile.widths, stop - first
         dominated = profile.dominated_at(batch)

@@ -39,7 +39,6 @@ async def classify(request: Request) -> Response:
     top_k = read_top_k(request, len(services.labels))
     images: list[bytes] = []
     jobs: list[Job] = []
-    request.scope["state"]["jobs"] = jobs
     client = Client(request.receive)
     try:
         num_bytes = read_content_length(request.headers)
@@ -47,6 +46,7 @@ async def classify(request: Request) -> Response:
             services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
             async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
                 images, single = await read_images(request, permit)
+                request.scope["state"]["jobs"] = jobs
                 with client.watched(limit):
                     work = [classify_image(services, terms, image, jobs) for image in images]
                     outcomes = [await work[0]] if single else await asyncio.gather(*work)

@@ -51,7 +51,7 @@ class Server:
     def admits(self, image: int, now: float, device_free_at: float) -> bool:
         admitted = self._admits(image, now, device_free_at)
         if not admitted:
-            self.monitor.in_time.add(False, now)
+            self.settled(False, now)
         return admitted
 
     def _admits(self, image: int, now: float, device_free_at: float) -> bool:
@@ -90,7 +90,7 @@ class Server:
             decision = self._policy(self._view(), self.monitor.load(now), self.profile, now)
             images = [self._images[i] for i in decision.batch]
             for _ in decision.shed:
-                self.monitor.in_time.add(False, now)
+                self.settled(False, now)
             for i in sorted([*decision.batch, *decision.shed], reverse=True):
                 del self._due[i], self._images[i]
             if images:
@@ -100,12 +100,15 @@ class Server:
         return None
 
     def ran(self, batch: Batch, seconds: float, now: float) -> None:
-        self.monitor.ran(seconds, 0.0, self._profiled_s, batch.predicted_s, now)
-        width = self.profile.widths[batch.width]
         if self.monitor.calm(now):
-            self.profile.record(width, len(batch.images), [seconds])
+            self.profile.record(self.profile.widths[batch.width], len(batch.images), [seconds])
+        self.monitor.ran(seconds, 0.0, self._profiled_s, batch.predicted_s, now)
         for image in batch.images:
-            self.monitor.in_time.add(now <= self._deadlines[image], now)
+            self.settled(now <= self._deadlines[image], now)
+
+    def settled(self, in_time: bool, now: float) -> None:
+        """An image was answered or refused."""
+        self.monitor.in_time.add(in_time, now)
 
     def _view(self) -> QueueView:
         count = len(self._due)

@@ -62,9 +62,12 @@ class Result:
 
 
 class Static(Server):
-    """The server without what it learns from the batches that it runs."""
+    """The server without what it learns from the batches that it runs, and from what becomes of its images."""
 
     def ran(self, batch: Batch, seconds: float, now: float) -> None:
+        pass
+
+    def settled(self, in_time: bool, now: float) -> None:
         pass
 
 

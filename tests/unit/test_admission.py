@@ -200,6 +200,9 @@ def test_a_pin_and_a_floor_narrow_the_choice(
 def test_equal_wishes_are_one_object(desk: Desk) -> None:
     """Policies tell them apart as objects: to hash or to compare them would take most of a decision's time."""
     assert desk.admission.widths_for(None, 0.61) is desk.admission.widths_for(WIDE, None)
+    assert desk.admission.widths_for(None, 0.1) is desk.admission.widths_for(None, None)
+    fixed = fixed_desk(MIDDLE)
+    assert fixed.widths_for(None, None) is fixed.widths_for(None, 0.1) is fixed.widths_for(MIDDLE, None)
 
 
 def test_a_floor_above_all_widths_is_impossible_and_the_answer_lists_what_there_is(desk: Desk) -> None:

@@ -346,3 +346,44 @@ def test_a_mere_suggestion_of_contention_is_no_evidence_of_a_slow_down() -> None
         monitor.ran(0.004, 0.0, 0.004, 0.004, step * 0.01)
     assert monitor.interference(1.0) == pytest.approx(2.0)
     assert monitor.slowdown(1.0) == pytest.approx(1.0)
+
+
+# -- the tail
+
+
+def test_two_in_a_hundred_batches_take_longer_than_the_p99_says() -> None:
+    """Latencies spread evenly up to twice the median; the profile's p99 is the median itself."""
+    monitor, chance, beyond = LoadMonitor(), random.Random(1), 0
+    for k in range(6000):
+        observed_s, predicted_s = 0.010 * chance.uniform(0, 2), 0.010 * monitor.load(NOW + k / 100).tail
+        beyond += k >= 3000 and observed_s > predicted_s
+        monitor.ran(observed_s, 0.0, 0.010, predicted_s, NOW + k / 100)
+    assert beyond / 3000 == pytest.approx(0.02, abs=0.008)
+
+
+def test_the_tail_is_forgotten_within_a_minute() -> None:
+    monitor = LoadMonitor()
+    for _ in range(100):
+        monitor.ran(0.1, 0.0, 0.010, 0.010, NOW)
+    assert monitor.tail(NOW) == 3.0
+    assert monitor.tail(NOW + 60) == pytest.approx(1 + 2 / math.e)
+    assert monitor.load(NOW + 600).tail == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_long_batch_tells_more_of_interference_than_a_short_one() -> None:
+    """Both are eleven times as long; the pause in the batch of 1 ms is little of the device's time."""
+    short, long = LoadMonitor(), LoadMonitor()
+    for monitor in (short, long):
+        monitor.ran(0.010, 0.0, 0.010, 0.010, NOW)
+    short.ran(0.011, 0.0, 0.001, 0.001, NOW)
+    long.ran(0.110, 0.0, 0.010, 0.010, NOW)
+    assert short.slowdown(NOW) == pytest.approx(1 + 10 * (1 - math.exp(-0.01)))
+    assert long.slowdown(NOW) == pytest.approx(1 + 10 * (1 - math.exp(-0.1)))
+
+
+def test_a_neighbour_does_not_enter_the_profile_nor_a_single_pause_keep_it_out() -> None:
+    monitor = LoadMonitor()
+    assert monitor.calm(NOW)
+    monitor.ran(0.100, 0.0, 0.050, 0.050, NOW)
+    assert not monitor.calm(NOW)
+    assert monitor.calm(NOW + 5)
