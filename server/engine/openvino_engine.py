@@ -4,7 +4,9 @@ A width is compiled for any number of images. What is open until it comes costs 
 network and a sixth of a narrow one's time: networks of few bytes are compiled for a single image too, and before.
 
 A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, so batches are run in pieces of 1, 2, 4,
-... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.)
+... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.) Another
+number than the time before costs a millisecond again. On one thread, where a few images are no faster together,
+networks of few bytes are therefore compiled for one image and for four, and for no other number.
 """
 
 from __future__ import annotations
@@ -57,40 +59,44 @@ class OpenVinoEngine:
         self._precision = precision or ("bf16" if has_bf16 else "f32")
         self.name = f"openvino {ov.__version__.partition('-')[0]} {self._precision}"
         self._heads: dict[Width, Head] = {}
-        self._any: dict[Width, ov.InferRequest] = {}
-        self._graphs: dict[Width, Graph] = {}  # to be compiled for any number of images
+        self._many: dict[Width, ov.InferRequest] = {}
+        self._graphs: dict[Width, Graph] = {}  # to be compiled for several images
         self._single: dict[Width, ov.InferRequest] = {}
 
     def load(self, width: Width, batch: int) -> None:
         if width not in self._heads:
             self._prepare(width)
-        if width not in self._any and (batch > 1 or width not in self._single):
-            self._any[width] = self._compile(self._graphs[width])
+        if width not in self._many and (batch > 1 or width not in self._single):
+            self._many[width] = self._compile(self._graphs[width], self._largest_piece if self._is_fixed(width) else 1)
             del self._graphs[width]
 
     def _prepare(self, width: Width) -> None:
         """All for which the weights are needed: once it is done for every width, they are let go."""
         if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
             self._single[width] = self._compile(self._graph(width, 1))
-        self._graphs[width] = self._graph(width, None)
+        self._graphs[width] = self._graph(width, self._largest_piece if self._is_fixed(width) else None)
         self._heads[width] = NetworkBuilder(self._checkpoint, width, self._precision).head()
         if len(self._heads) == len(self._checkpoint.config.widths):
             self._checkpoint = replace(self._checkpoint, weights={})
 
+    def _is_fixed(self, width: Width) -> bool:
+        """Whether it runs one image or the largest piece, and no number between."""
+        return self.threads == 1 and width in self._single
+
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels)])
+        tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels, width)])
         return self._heads[width](tokens_BLC)
 
-    def _pieces(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    def _pieces(self, pixels: NDArray[np.uint8], width: Width) -> Iterator[NDArray[np.uint8]]:
         size = self._largest_piece
         while len(pixels):
             while size > len(pixels):
-                size //= 2
+                size = 1 if self._is_fixed(width) else size // 2
             yield pixels[:size]
             pixels = pixels[size:]
 
     def _run_piece(self, pixels: NDArray[np.uint8], width: Width) -> NDArray[np.float32]:
-        request = self._any[width] if len(pixels) > 1 or width not in self._single else self._single[width]
+        request = self._many[width] if len(pixels) > 1 or width not in self._single else self._single[width]
         request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))
         request.infer()
         tokens_BLC: NDArray[np.float32] = request.get_output_tensor().data.copy()  # the next piece overwrites it
@@ -100,7 +106,7 @@ class OpenVinoEngine:
         return 0
 
     def close(self) -> None:
-        for held in (self._single, self._any, self._graphs):
+        for held in (self._single, self._many, self._graphs):
             held.clear()
 
     def _graph(self, width: Width, batch: int | None) -> Graph:
@@ -109,7 +115,7 @@ class OpenVinoEngine:
         originals.release()
         return Graph(model, originals)
 
-    def _compile(self, graph: Graph) -> ov.InferRequest:
+    def _compile(self, graph: Graph, num_images: int = 1) -> ov.InferRequest:
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": self.threads,
@@ -118,7 +124,7 @@ class OpenVinoEngine:
         }
         size = self._checkpoint.config.image_size
         request = self._core.compile_model(graph.model, "CPU", hints).create_infer_request()
-        request.set_input_tensor(ov.Tensor(np.zeros((1, size, size, 3), np.uint8)))
+        request.set_input_tensor(ov.Tensor(np.zeros((num_images, size, size, 3), np.uint8)))
         request.infer()
         graph.originals.release()
         return request

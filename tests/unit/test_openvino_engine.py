@@ -63,9 +63,19 @@ def test_pieces_are_powers_of_two_up_to_four_images_a_thread(
     checkpoint: Checkpoint, threads: int, count: int, sizes: list[int]
 ) -> None:
     pixels = images(count)
-    pieces = list(OpenVinoEngine(checkpoint, threads=threads, max_batch=16)._pieces(pixels))
+    pieces = list(OpenVinoEngine(checkpoint, threads=threads, max_batch=16)._pieces(pixels, WIDE))
     assert [len(piece) for piece in pieces] == sizes
     assert np.array_equal(np.concatenate(pieces), pixels)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1] * 3), (4, [4]), (7, [4, 1, 1, 1]), (8, [4, 4])])
+def test_on_one_thread_a_light_network_runs_one_image_or_four(
+    checkpoint: Checkpoint, count: int, sizes: list[int]
+) -> None:
+    engine, pixels = loaded(checkpoint), images(count)
+    assert [len(piece) for piece in engine._pieces(pixels, WIDE)] == sizes
+    alone = np.concatenate([engine.run(pixels[i : i + 1], WIDE) for i in range(count)])
+    np.testing.assert_allclose(engine.run(pixels, WIDE), alone, atol=1e-6)
 
 
 def test_an_answer_is_not_overwritten_by_the_next(checkpoint: Checkpoint) -> None:
@@ -82,7 +92,7 @@ def test_the_network_with_one_image_fixed_computes_what_the_open_one_does(
     both = loaded(checkpoint)
     monkeypatch.setattr(openvino_engine, "LIGHT_BYTES", 0)
     only_open = loaded(checkpoint)
-    assert [(len(engine._single), len(engine._any)) for engine in (both, only_open)] == [(4, 4), (0, 4)]
+    assert [(len(engine._single), len(engine._many)) for engine in (both, only_open)] == [(4, 4), (0, 4)]
     for width in checkpoint.config.widths:
         np.testing.assert_allclose(both.run(images(1), width), only_open.run(images(1), width), atol=1e-6)
 
@@ -101,12 +111,12 @@ def test_a_narrow_width_can_run_one_image_before_it_is_compiled_for_batches(chec
         engine.load(width, 1)
     assert not engine._checkpoint.weights
     alone = engine.run(images(1), WIDE)
-    assert not engine._any
+    assert not engine._many
     engine.load(WIDE, 4)
     np.testing.assert_allclose(engine.run(images(3), WIDE)[:1], alone, atol=1e-6)
-    request = engine._any[WIDE]
+    request = engine._many[WIDE]
     engine.load(WIDE, 4)
-    assert engine._any[WIDE] is request
+    assert engine._many[WIDE] is request
 
 
 def test_a_width_may_be_loaded_while_another_runs(checkpoint: Checkpoint) -> None:
