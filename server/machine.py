@@ -13,8 +13,6 @@ import psutil
 
 from server import cgroup
 
-OWN_NICENESS = os.nice(0) if hasattr(os, "nice") else 0
-
 
 def cpu_name(root: Path = Path("/")) -> str:
     """The processor's model, as the system names it."""
@@ -45,6 +43,7 @@ class MachineReader:
         self._root, self._process = root, psutil.Process()
         self.cpus = cgroup.available_cpus(root)
         self.host_cpus = psutil.cpu_count() or 1
+        self._gives_way = hasattr(os, "nice") and os.nice(0) > 0  # to all that is not of low priority, as we are
         self._busy_share()
         self._before = self._read()
 
@@ -61,13 +60,11 @@ class MachineReader:
             memory_bytes=self._process.memory_info().rss,
         )
 
-    @staticmethod
-    def _busy_share() -> tuple[float, float]:
-        """Since the last call: the share of all cores' time that was busy, and that was busy at normal priority."""
+    def _busy_share(self) -> tuple[float, float]:
+        """Since the last call: the share of all cores' time that was busy, and that was so with what we must share."""
         times = psutil.cpu_times_percent(None)
         busy = 1 - (times.idle + getattr(times, "iowait", 0.0)) / 100
-        gives_way = 0.0 if OWN_NICENESS else getattr(times, "nice", 0.0) / 100  # to us, unless we are as low ourselves
-        return busy, busy - gives_way
+        return busy, busy if self._gives_way else busy - getattr(times, "nice", 0.0) / 100
 
     def _read(self) -> tuple[float, float, int, int]:
         times = self._process.cpu_times()
