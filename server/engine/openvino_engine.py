@@ -6,7 +6,7 @@ network and a sixth of a narrow one's time: networks of few bytes are compiled f
 A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, so batches are run in pieces of 1, 2, 4,
 ... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.) Another
 number than the time before costs a millisecond again. On one thread, where a few images are no faster together,
-networks of few bytes are therefore compiled for one image and for four, and for no other number.
+networks of few bytes are therefore compiled for one image and for four, and for no other number; three are run as four.
 """
 
 from __future__ import annotations
@@ -85,13 +85,15 @@ class OpenVinoEngine:
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels, width)])
-        return self._heads[width](tokens_BLC)
+        return self._heads[width](tokens_BLC[: len(pixels)])
 
     def _pieces(self, pixels: NDArray[np.uint8], width: Width) -> Iterator[NDArray[np.uint8]]:
-        size = self._largest_piece
+        size, fixed = self._largest_piece, self._is_fixed(width)
         while len(pixels):
+            if fixed and len(pixels) == size - 1:
+                pixels = np.concatenate((pixels, pixels[-1:]))
             while size > len(pixels):
-                size = 1 if self._is_fixed(width) else size // 2
+                size = 1 if fixed else size // 2
             yield pixels[:size]
             pixels = pixels[size:]
 

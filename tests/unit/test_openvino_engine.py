@@ -68,8 +68,10 @@ def test_pieces_are_powers_of_two_up_to_four_images_a_thread(
     assert np.array_equal(np.concatenate(pieces), pixels)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1] * 3), (4, [4]), (7, [4, 1, 1, 1]), (8, [4, 4])])
-def test_on_one_thread_a_light_network_runs_one_image_or_four(
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [4]), (4, [4]), (6, [4, 1, 1]), (7, [4, 4]), (8, [4, 4])]
+)
+def test_on_one_thread_a_light_network_runs_one_image_or_four_and_three_as_four(
     checkpoint: Checkpoint, count: int, sizes: list[int]
 ) -> None:
     engine, pixels = loaded(checkpoint), images(count)
