@@ -119,7 +119,8 @@ class LatencyProfile:
         return self._between(width, batch, "p50_s")
 
     def p99(self, width: Width, batch: int) -> float:
-        """Seconds for ``batch`` images at ``width``; between two buckets, on the line that joins them."""
+        """Seconds for ``batch`` images at ``width``; between two buckets as the upper one, or as the lower one and the
+        rest by themselves if that is less."""
         return self._between(width, batch, "p99_s")
 
     def best_batch(self, width: Width, longest_s: float = float("inf")) -> int:
@@ -162,4 +163,4 @@ class LatencyProfile:
             return high
         lower = self.buckets[self.buckets.index(upper) - 1]
         low: float = getattr(self._cells[width, lower], quantile)
-        return max(low, low + (high - low) * (batch - lower) / (upper - lower))
+        return max(low, min(high, low + self._between(width, batch - lower, quantile)))

@@ -23,7 +23,7 @@ TICK_S = 1 / 1024
 IDEAL = Frontend()
 PREDICTED = 17  # ticks of any batch, by a script
 NARROW, MIDDLE, WIDE = range(3)
-TICKS = ((0, 10, 12, 14, 16), (0, 20, 24, 28, 32), (0, 40, 48, 56, 64))
+TICKS = ((0, 10, 12, 16, 16), (0, 20, 24, 32, 32), (0, 40, 48, 64, 64))
 
 
 def make_profile() -> LatencyProfile:

@@ -73,15 +73,15 @@ def test_delayed_goes_on_waiting_when_the_oldest_is_dropped() -> None:
 
 
 def test_aimd_grows_by_one_and_shrinks_by_a_tenth() -> None:
-    """18 come at 0 and want answers by 50. At most 1, 2, 3, 4: until 10, 22, 36, 52, the last of them late.
+    """18 come at 0 and want answers by 50. At most 1, 2, 3, 4: until 10, 22, 38, 54, the last of them late.
 
-    Then at most 3.6 (until 66), 3.24 (until 80), 2.916 (until 92), all late, and 2.6244. At 200 four come; the first
+    Then at most 3.6 (until 70), 3.24 (until 86), 2.916 (until 98), all late, and 2.6244. At 200 four come; the first
     is alone, and on time at 210: at most 3.6244.
     """
     batches, ends = played(make("C+-0.25"), *[(0, 50)] * 18, *[(200, 99)] * 4)
-    starts = (0, 10, 22, 36, 52, 66, 80, 200, 210)
+    starts = (0, 10, 22, 38, 54, 70, 86, 200, 210)
     assert batches == [(at, N, size) for at, size in zip(starts, (1, 2, 3, 4, 3, 3, 2, 1, 3), strict=True)]
-    assert ends[-8:] == [80, 80, 92, 92, 210, 224, 224, 224]
+    assert ends[-8:] == [86, 86, 98, 98, 210, 226, 226, 226]
 
 
 def test_aimd_never_asks_for_less_than_one_nor_more_than_the_largest() -> None:
@@ -229,13 +229,13 @@ LATER = [(0, 100), (1, 89), (2, 98), (3, 107)]  # at 40 deadlines are 90, 100 an
 
 
 def test_accuracy_first() -> None:
-    """Alone, W until 40. Then W for two takes 48, for three 56; at 88 the last has 22: M."""
+    """Alone, W until 40. Then W for two takes 48, for three 64; at 88 the last has 22: M."""
     assert played(make("MA"), *LATER) == ([(0, W, 1), (40, W, 2), (88, M, 1)], [40, 88, 88, 108])
 
 
 def test_batch_first() -> None:
-    """Alone, W until 40. Then N and M can take all three, in 14 and 28."""
-    assert played(make("MB"), *LATER) == ([(0, W, 1), (40, M, 3)], [40, 68, 68, 68])
+    """Alone, W until 40. Then N and M can take all three, in 16 and 32."""
+    assert played(make("MB"), *LATER) == ([(0, W, 1), (40, M, 3)], [40, 72, 72, 72])
 
 
 @pytest.mark.parametrize("name", ["MA", "MB"])

@@ -47,10 +47,16 @@ def test_median_and_p99_of_many_samples() -> None:
     assert profile.p99(WIDE, 1) == pytest.approx(0.198)
 
 
-def test_between_two_buckets_latency_is_on_the_line_that_joins_them() -> None:
-    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.020), (WIDE, 4, 0.028), (WIDE, 8, 0.060))
-    assert [round(1000 * profile.p50(WIDE, batch), 9) for batch in range(1, 9)] == [10, 20, 24, 28, 36, 44, 52, 60]
-    assert profile.p99(WIDE, 3) == pytest.approx(0.024)
+def test_between_two_buckets_it_is_the_upper_one_or_the_lower_one_and_the_rest_by_itself() -> None:
+    """Three as two and one, five as four and one, six as four and two; seven take 28 + 28 and so the 52 of eight."""
+    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.016), (WIDE, 4, 0.028), (WIDE, 8, 0.052))
+    assert [round(1000 * profile.p50(WIDE, batch), 9) for batch in range(1, 9)] == [10, 16, 26, 28, 38, 44, 52, 52]
+    assert profile.p99(WIDE, 3) == pytest.approx(0.026)
+
+
+def test_where_batches_are_free_all_between_two_buckets_take_as_long_as_the_upper_one() -> None:
+    profile = profile_of((WIDE, 1, 0.010), (WIDE, 2, 0.011), (WIDE, 4, 0.012), (WIDE, 8, 0.014))
+    assert [round(1000 * profile.p50(WIDE, batch), 9) for batch in range(1, 9)] == [10, 11, 12, 12, 14, 14, 14, 14]
 
 
 def test_a_larger_batch_is_never_believed_to_be_faster_than_the_bucket_below_it() -> None:
