@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scala_model.width import Width
+from server.device import Device
 from server.errors import Impossible, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
 from server.load_monitor import LoadMonitor
@@ -57,19 +58,19 @@ class Admission:
         queue: RequestQueue,
         profile: LatencyProfile,
         monitor: LoadMonitor,
+        device: Device,
         *,
         max_images: int,
         max_body_bytes: int,
         fixed: Width | None = None,
     ) -> None:
-        self._queue, self._profile, self._monitor, self.fixed = queue, profile, monitor, fixed
+        self._queue, self._profile, self._monitor, self._device, self.fixed = queue, profile, monitor, device, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
         self._wishes = {profile.widths: profile.widths}
         self.requests = 0
         self.images = 0
         self.preparing = 0  # of them, those with a decoder
         self.inflight_bytes = 0
-        self.device_free_at = 0.0  # when the running batch should end; the serve loop keeps it
 
     @contextmanager
     def permit(self, declared_bytes: int | None) -> Iterator[Permit]:
@@ -161,7 +162,7 @@ class Admission:
             load,
             self._profile,
             now=now,
-            free_at=self.device_free_at,
+            free_at=self._device.free_by,
             decoded_at=decoded_at,
             preparing=self.preparing,
         )

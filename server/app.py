@@ -23,6 +23,7 @@ from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
+from server.device import Device
 from server.edge import Edge, answer_error
 from server.engine import engine_of
 from server.engine.contract import Engine
@@ -68,10 +69,12 @@ def assemble(
         raise SettingsError(str(error)) from None
     lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
     profile = LatencyProfile(measured, engine.max_batch)
+    device = Device(engine, lifecycle)
     admission = Admission(
         queue,
         profile,
         monitor,
+        device,
         max_images=settings.max_queue,
         max_body_bytes=settings.max_body_bytes,
         fixed=fixed,
@@ -88,8 +91,9 @@ def assemble(
         monitor=monitor,
         queue=queue,
         admission=admission,
+        device=device,
         serve_loop=ServeLoop(
-            engine,
+            device,
             policy,
             queue,
             profile,

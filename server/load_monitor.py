@@ -101,9 +101,11 @@ class LoadMonitor:
     busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
     small: Allowance = field(default_factory=Allowance)  # decoding a body of few bytes
     large: Allowance = field(default_factory=Allowance)  # decoding any other, its wait for a decoder included
-    hop: Allowance = field(default_factory=Allowance)  # of a batch, to the engine's thread and back
+    hop: Allowance = field(default_factory=Allowance)  # that the device stands idle before a batch that waits for it
+    notice: Allowance = field(default_factory=Allowance)  # from the engine's result to the event loop's hearing of it
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
-    in_time: Share = field(default_factory=Share)  # of requests with a budget, refused for load or not
+    late: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))  # requests/s, the refused included
+    narrow: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))  # see ``settled``
     promises: Share = field(default_factory=Share)  # of those of them that were not refused at once
     budgets_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     expected_accuracy: float | None = None
@@ -121,10 +123,13 @@ class LoadMonitor:
         self.demand.add(images * full_width_share, now)
         self.budgets_s.append(budget_s)
 
-    def ran(self, observed_s: float, hop_s: float, profiled_s: float, predicted_s: float, now: float) -> None:
-        """A batch took ``observed_s`` in the engine and ``hop_s`` to and from it; ``profiled_s`` is the idle machine's
-        median, ``predicted_s`` what the decision said."""
+    def ran(
+        self, observed_s: float, hop_s: float, notice_s: float, profiled_s: float, predicted_s: float, now: float
+    ) -> None:
+        """A batch took ``observed_s`` in the engine, which stood idle for ``hop_s`` before; ``notice_s`` later it was
+        heard of. ``profiled_s`` is the idle machine's median, ``predicted_s`` what the decision said."""
         self.hop.observe(hop_s, now)
+        self.notice.observe(notice_s, now)
         ratio = observed_s / profiled_s
         kept = math.exp(-profiled_s / DEVICE_TAU_S - max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
         # What neither the past nor this batch weighs is weighed by an idle machine: 1.
@@ -138,6 +143,13 @@ class LoadMonitor:
     def answered(self, accuracy: float) -> None:
         before = accuracy if self.expected_accuracy is None else self.expected_accuracy
         self.expected_accuracy = before + SMOOTHING * (accuracy - before)
+
+    def settled(self, worth: float | None, now: float) -> None:
+        """A request with a budget is over. ``worth``: the accuracy that it was given over the best of its widths; None
+        where it was not answered in time. ``narrow`` adds up what is missing to 1: requests, as ``late`` counts them.
+        """
+        self.late.add(float(worth is None), now)
+        self.narrow.add(0.0 if worth is None else 1 - worth, now)
 
     def see_machine(self, others_cores: float, threads: int, cores: float, throttled: float = 0.0) -> None:
         """Other processes keep ``others_cores`` of the host's ``cores`` busy, our ``threads`` want to run as well, and

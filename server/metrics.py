@@ -33,7 +33,8 @@ class Metrics:
         )
         self.engine_seconds = Counter(
             "scala_engine_seconds",
-            "Device time by what became of it; wasted: of images whose deadline passed or whose client left meanwhile",
+            "Device time by what became of it; wasted: of images whose deadline passed or whose client left meanwhile; "
+            "idle: although an image waited",
             ["use"],
             registry=registry,
         )
@@ -59,7 +60,7 @@ class Metrics:
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
         for outcome in OUTCOMES:
             self.budget.labels(outcome)
-        for use in ("answered", "wasted"):
+        for use in ("answered", "wasted", "idle"):
             self.engine_seconds.labels(use)
 
     def gauge(self, name: str, text: str) -> Gauge:

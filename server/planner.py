@@ -26,9 +26,10 @@ EVERY_S, PAUSE_S, SMOOTHING = 0.5, 2.0, 0.3  # what passes within a second or tw
 PATIENCE_S = 60.0  # with a plan that takes half a second of a core
 NICENESS = 10  # of planning: a tenth of a core that requests keep busy, and all of one that they leave
 LEAST_BUDGET_S = 0.001
-# Where a smaller share of requests is answered in time than the first, plans count on ever less of a budget; above the
-# second, on more. A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
-FEW, USUAL, LESS, MORE, LEAST_SHARE = 0.985, 0.99, 0.9, 1.05, 0.3
+# Where lateness costs more right answers than narrow networks do, plans count on ever less of a budget; else, on more.
+# A machine that stalls (a neighbour, a busy event loop) loses what a long queue leaves to luck.
+LESS, MORE, LEAST_SHARE = 0.9, 1.1, 0.3
+CHANCE = 1.0  # requests that may be late without a cause
 LATENCY_CHANGE, BUDGET_CHANGE = 1.2, 1.3  # times longer or shorter, and the plan is made anew
 log = logging.getLogger("scala.serve")
 
@@ -139,11 +140,8 @@ class Planner:
         monitor = self._monitor
         self._overhead_s += SMOOTHING * (monitor.hop.mean_s - self._overhead_s)
         self._respond_s += SMOOTHING * (monitor.respond.mean_s - self._respond_s)
-        in_time = monitor.in_time.value(now, USUAL)
-        if in_time < FEW:
-            self._share = max(LEAST_SHARE, LESS * self._share)
-        elif in_time > USUAL:
-            self._share = min(1.0, MORE * self._share)
+        late, narrow = (rate.tau_s * rate.value(now) for rate in (monitor.late, monitor.narrow))
+        self._share = max(LEAST_SHARE, LESS * self._share) if late > narrow + CHANCE else min(1.0, MORE * self._share)
         rows = [self._profile.rows(w) if w in self._widths else () for w in self._profile.widths]
         budgets = self._share * np.array(monitor.budgets_s or [self._default_budget_s]) - self._respond_s
         return PlanInputs(

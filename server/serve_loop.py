@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import compress
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scala_model.width import Width
 from server.admission import Admission
-from server.engine.contract import DeviceLost, DeviceOutOfMemory, Engine
+from server.device import Device, EngineHung, Errand, Ran
+from server.engine.contract import DeviceLost, DeviceOutOfMemory
 from server.errors import EngineFailed, RequestError, Unavailable
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
@@ -27,7 +29,7 @@ from server.policies import Policy
 from server.policies.deadlines import soonest_of
 from server.profile_store import Table, scale_of
 from server.request_queue import RequestQueue
-from server.types import Answer, Decision, Job, Load, Probabilities, QueueView
+from server.types import Answer, Decision, Job, Load, QueueView
 
 SURPRISE = 1.5  # times as slow or as fast as remembered, and a cell is measured anew
 LOADERS = 2  # widths that are loaded at once: seven took 1.4 s instead of 2.0 on two cores
@@ -42,8 +44,13 @@ Record = Callable[[QueueView, Load, float, Decision], None]  # hears of every de
 log = logging.getLogger("scala.serve")
 
 
-class EngineHung(Exception):
-    """The engine has not come back in ten times its p99."""
+class Batch(NamedTuple):
+    """What was decided and handed over; ``profiled_s`` is what it takes in the idle machine's median."""
+
+    jobs: Sequence[Job]
+    decision: Decision
+    errand: Errand
+    profiled_s: float
 
 
 class ServeLoop:
@@ -51,7 +58,7 @@ class ServeLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        device: Device,
         policy: Policy,
         queue: RequestQueue,
         profile: LatencyProfile,
@@ -65,32 +72,65 @@ class ServeLoop:
     ) -> None:
         self._tell = record
         self._planner = planner
-        self._engine, self._policy, self._queue, self._profile = engine, policy, queue, profile
+        self._device, self._engine = device, device.engine
+        self._policy, self._queue, self._profile = policy, queue, profile
         self._monitor, self._admission, self._lifecycle, self._metrics = monitor, admission, lifecycle, metrics
         self._image_shape = (image_size, image_size, 3)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
-        self._turn = asyncio.Lock()
         self._failures = self._num_loading = 0
+        self._loaded: list[Width] = []  # for one image at least
         self._winning_back: dict[Width, asyncio.Task[None]] = {}
         self.measured_anew = False  # a cell that no table knew, or knew wrongly
         self._remembered: Callable[[Width, int], list[float]] = lambda width, batch: []
 
     async def serve(self) -> None:
-        while True:
-            await self._queue.wait()
-            now = time.monotonic()
-            load = self._monitor.load(now)
-            self._queue.postpone_overdue(partial(soonest_of, load=load, profile=self._profile, now=now))
-            decision = self._policy(self._queue.view(), load, self._profile, now)
-            if self._tell is not None:
-                self._tell(self._queue.view(), load, now, decision)
-            jobs, refused = self._take(decision)
-            for job in refused:
-                _settle(job, self._admission.shed("Even the narrowest width would be late"))
-            if jobs:
-                log.debug("%s for %d of %d waiting", decision, len(jobs), len(jobs) + len(self._queue))
-                await self._run(jobs, decision)
+        """Decide shortly before the device is free, so that it finds the next batch in hand when it is.
+
+        Raises EngineHung when there is nothing more to be hoped for.
+        """
+        try:
+            async with asyncio.TaskGroup() as batches:
+                while True:
+                    await self._queue.wait()
+                    await self._device.places.acquire()
+                    await self._device.nearly_free(self._monitor.notice.value_s(time.monotonic()))
+                    await asyncio.sleep(0)  # what has just come back is settled first
+                    if (batch := self._next()) is not None:
+                        batches.create_task(self._run(*batch))
+                    else:
+                        self._device.places.release()
+        except BaseExceptionGroup as failures:  # of which there is one, as the first cancels whatever follows
+            raise failures.exceptions[0] from None
+
+    def _next(self) -> Batch | None:
+        """Decide and hand over, in one step: an admission in between would take the device for free. Whom the decision
+        sheds hears so; None when nobody is left to be run."""
+        if not len(self._queue):
+            return None
+        now = max(time.monotonic(), self._device.free_at)
+        load = self._monitor.load(now)
+        self._queue.postpone_overdue(partial(soonest_of, load=load, profile=self._profile, now=now))
+        decision = self._policy(self._queue.view(), load, self._profile, now)
+        if self._tell is not None:
+            self._tell(self._queue.view(), load, now, decision)
+        jobs, refused = self._take(decision)
+        for job in refused:
+            _settle(job, self._admission.shed("Even the narrowest width would be late"))
+        if not jobs:
+            return None
+        log.debug("%s for %d of %d waiting", decision, len(jobs), len(jobs) + len(self._queue))
+        for job in jobs:
+            job.dispatched = True
+        profiled_s = self._profile.p50(decision.width, len(jobs))
+        errand = self._device.hand_over(
+            np.stack([job.pixels for job in jobs]),
+            decision.width,
+            median_s=load.interference * profiled_s,
+            p99_s=decision.predicted_s,
+            patience_s=self._patience_s(decision.predicted_s),
+            since=max(job.queued_at for job in jobs),
+        )
+        return Batch(jobs, decision, errand, profiled_s)
 
     async def start(self, table: Table | None = None) -> None:
         """Load and warm the engine; ready as soon as one image can be run at the narrowest and the widest width, and at
@@ -137,6 +177,8 @@ class ServeLoop:
         try:
             async with asyncio.timeout(LOAD_S):
                 await asyncio.shield(loading)
+            if width not in self._loaded:
+                self._loaded.append(width)
         except TimeoutError:
             raise EngineHung(f"width {width} was not loaded in {LOAD_S:.0f} s") from None
         finally:
@@ -165,8 +207,8 @@ class ServeLoop:
             _settle(job, Unavailable(why))
 
     def close(self) -> None:
-        for thread in (self._thread, self._loaders):
-            thread.shutdown(wait=False, cancel_futures=True)
+        self._device.close()
+        self._loaders.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
     def _take(self, decision: Decision) -> tuple[list[Job], list[Job]]:
@@ -175,17 +217,14 @@ class ServeLoop:
         batch, refused = taken[: len(decision.batch)], taken[len(decision.batch) :]
         return [job for job in batch if not job.answer.done()], refused
 
-    async def _run(self, jobs: Sequence[Job], decision: Decision) -> None:
-        started = time.monotonic()
-        for job in jobs:
-            job.dispatched = True
-        profiled_s = self._profile.p50(decision.width, len(jobs))
-        median_s = self._monitor.interference(started) * profiled_s
-        self._admission.device_free_at = started + decision.predicted_s + self._monitor.hop.value_s(started)
+    async def _run(self, jobs: Sequence[Job], decision: Decision, errand: Errand, profiled_s: float) -> None:
+        """Raises EngineHung when there is nothing more to be hoped for."""
         try:
-            probabilities, handed_over, ran_from, ran_until = await self._on_device(
-                np.stack([job.pixels for job in jobs]), decision.width, decision.predicted_s
-            )
+            ran = await self._device.result(errand)
+        except asyncio.CancelledError:
+            for job in jobs:
+                _settle(job, Unavailable(RESTARTING))
+            raise
         except (EngineHung, DeviceLost) as error:
             self._fail(jobs, str(error))
         except DeviceOutOfMemory as error:
@@ -199,54 +238,48 @@ class ServeLoop:
                 self._fail((), f"{MAX_FAILURES} batches in a row raised {type(error).__name__}")
         else:
             self._failures = 0
-            hop_s = time.monotonic() - handed_over - (ran_until - ran_from)
-            self._record(jobs, decision, ran_until - ran_from, median_s)
-            self._monitor.ran(ran_until - ran_from, hop_s, profiled_s, decision.predicted_s, time.monotonic())
-            for job, row in zip(jobs, probabilities, strict=True):
-                answer = Answer(
-                    row, decision.width, len(jobs), ran_from - job.queued_at, ran_until - ran_from, ran_until
+            self._record(jobs, decision, ran, profiled_s, errand.median_s)
+            for job, row in zip(jobs, ran.probabilities, strict=True):
+                _settle(
+                    job,
+                    Answer(row, decision.width, len(jobs), ran.began - job.queued_at, ran.seconds, ran.ended),
                 )
-                _settle(job, answer)
-        finally:
-            self._admission.device_free_at = time.monotonic()
 
-    async def _on_device(
-        self, pixels: NDArray[np.uint8], width: Width, predicted_s: float
-    ) -> tuple[Probabilities, float, float, float]:
-        """Run on the engine's thread; the result, and when it was handed over, began and ended. Raises EngineHung."""
-        async with self._turn:  # so that the wait for a calibration run is not taken for a hang
-            if self._lifecycle.failed is not None:  # the run that was waited for never came back
-                raise EngineHung(self._lifecycle.failed)
-            # What is being loaded may hold the device for a while: a run that waits for it does not hang.
-            least_s = LOADING_HANG_S if self._num_loading else MIN_HANG_S
-            patience_s = max(least_s, HANG_FACTOR * predicted_s)
-            handed_over = time.monotonic()
-            future = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._engine, pixels, width)
-            try:
-                async with asyncio.timeout(patience_s):
-                    probabilities, ran_from, ran_until = await asyncio.shield(future)
-                    return probabilities, handed_over, ran_from, ran_until
-            except TimeoutError:
-                hung = EngineHung(f"no answer in {patience_s:.1f} s")
-                self._lifecycle.fail(str(hung))
-                raise hung from None
+    async def _measure(self, pixels: NDArray[np.uint8], width: Width, expected_s: float) -> float:
+        """Seconds that a run for nobody takes. Raises EngineHung, or what the engine raises."""
+        await self._device.places.acquire()
+        errand = self._device.hand_over(
+            pixels, width, median_s=expected_s, p99_s=expected_s, patience_s=self._patience_s(expected_s)
+        )
+        return (await self._device.result(errand)).seconds
+
+    def _patience_s(self, expected_s: float) -> float:
+        """What is being loaded may hold the device for a while: a run that waits for it does not hang."""
+        return max(LOADING_HANG_S if self._num_loading else MIN_HANG_S, HANG_FACTOR * expected_s)
 
     async def _calibrate(self, width: Width, batch: int) -> None:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
         pixels = np.zeros((batch, *self._image_shape), np.uint8)
-        _, _, started, ended = await self._on_device(pixels, width, FIRST_RUN_S)
+        last_s = await self._measure(pixels, width, FIRST_RUN_S)
         seconds = self._remembered(width, batch)
         if seconds:
-            _, _, started, ended = await self._on_device(pixels, width, ended - started)
-            if not 1 / SURPRISE < (ended - started) / median(seconds) < SURPRISE:
+            last_s = await self._measure(pixels, width, last_s)
+            if not 1 / SURPRISE < last_s / median(seconds) < SURPRISE:
                 seconds = []
         self.measured_anew |= not seconds
         while len(seconds) < MIN_CALIBRATION_RUNS or (len(seconds) < CALIBRATION_RUNS and sum(seconds) < CALIBRATION_S):
-            await asyncio.sleep(0)
-            self._admission.device_free_at = time.monotonic() + ended - started
-            _, _, started, ended = await self._on_device(pixels, width, ended - started)
-            seconds.append(ended - started)
+            await self._change_width(width)
+            last_s = await self._measure(pixels, width, last_s)
+            seconds.append(last_s)
         self._profile.record(width, batch, seconds)
+
+    async def _change_width(self, width: Width) -> None:
+        """Run another one than ``width``, as traffic would: the same batch over and over is up to a third faster."""
+        other = next((other for other in self._loaded if other != width), None)
+        if other is None:
+            await asyncio.sleep(0)
+        else:
+            await self._measure(np.zeros((1, *self._image_shape), np.uint8), other, FIRST_RUN_S)
 
     def _retry_smaller(self, jobs: Sequence[Job], width: Width, error: DeviceOutOfMemory) -> None:
         """Back into the queue, and the cell off the table: the policy will split the batch or narrow the width."""
@@ -278,17 +311,18 @@ class ServeLoop:
             if self._profile.cell(width, bucket) is None and not await self._warm(width, bucket):
                 return
 
-    def _record(self, jobs: Sequence[Job], decision: Decision, seconds: float, median_s: float) -> None:
-        """A batch took so many seconds; ``median_s`` is what it should have in the median, when it was decided on."""
+    def _record(self, jobs: Sequence[Job], decision: Decision, ran: Ran, profiled_s: float, median_s: float) -> None:
+        """What a batch tells of the machine; when it was decided on, it should have taken ``median_s``."""
         now = time.monotonic()
         if not self._num_loading and self._monitor.calm(now):  # a wait, or a neighbour's doing, would stay in it
-            self._profile.record(decision.width, len(jobs), [seconds])
+            self._profile.record(decision.width, len(jobs), [ran.seconds])
+        self._monitor.ran(ran.seconds, ran.idle_s, now - ran.ended, profiled_s, decision.predicted_s, now)
         wasted = sum(job.answer.done() or job.terms.deadline < now for job in jobs) / len(jobs)
-        self._metrics.engine_seconds.labels("wasted").inc(wasted * seconds)
-        self._metrics.engine_seconds.labels("answered").inc((1 - wasted) * seconds)
-        self._metrics.prediction_ratio.observe(seconds / median_s)
-        within_p99 = seconds <= decision.predicted_s
-        self._metrics.batches.labels(str(within_p99).lower()).inc()
+        self._metrics.engine_seconds.labels("wasted").inc(wasted * ran.seconds)
+        self._metrics.engine_seconds.labels("answered").inc((1 - wasted) * ran.seconds)
+        self._metrics.engine_seconds.labels("idle").inc(ran.idle_s)
+        self._metrics.prediction_ratio.observe(ran.seconds / median_s)
+        self._metrics.batches.labels(str(ran.seconds <= decision.predicted_s).lower()).inc()
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 
@@ -304,14 +338,6 @@ class ServeLoop:
         for job in jobs:
             _settle(job, Unavailable(RESTARTING))
         self.drop_all(RESTARTING)
-
-
-def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
-    started = time.monotonic()
-    probabilities = engine.run(pixels, width)
-    if len(probabilities) != len(pixels):
-        raise RuntimeError(f"the engine returned {len(probabilities)} rows for {len(pixels)} images")
-    return probabilities, started, time.monotonic()
 
 
 def _settle(job: Job, outcome: Answer | RequestError) -> None:

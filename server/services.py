@@ -13,6 +13,7 @@ from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
+from server.device import Device
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -38,6 +39,7 @@ class Services:
     monitor: LoadMonitor
     queue: RequestQueue
     admission: Admission
+    device: Device
     serve_loop: ServeLoop
     policy: Policy
     planner: Planner | None
@@ -106,10 +108,16 @@ class Services:
         received, shed = jobs is not None, outcome == "shed"
         if terms.order_by == terms.deadline and (received or shed) and outcome != "cancelled":
             in_time, now = outcome == "met", time.monotonic()
-            self.monitor.in_time.add(in_time, now)
+            self.monitor.settled(self._worth(terms, jobs or ()) if in_time else None, now)
             if jobs or (received and not shed):
                 self.monitor.promises.add(in_time, now)
             self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)
+
+    def _worth(self, terms: Terms, jobs: Sequence[Job]) -> float:
+        """Mean accuracy of what was answered over the best that the request allows."""
+        accuracy = self.profile.accuracy
+        given = [accuracy[job.answer.result().width] for job in jobs if answered(job)]
+        return sum(given) / len(given) / max(accuracy[width] for width in terms.widths) if given else 1.0
 
     def expected_accuracy(self) -> float:
         """Of recent answers, smoothed; of the most accurate width before there was one."""
@@ -128,3 +136,7 @@ class Services:
         now = time.monotonic()
         per_image = self.profile.seconds_per_image(widest, self.monitor.median_budget_s() / 2)
         return self.monitor.demand.value(now) * per_image * self.monitor.interference(now)
+
+
+def answered(job: Job) -> bool:
+    return job.answer.done() and not job.answer.cancelled() and job.answer.exception() is None

@@ -127,8 +127,8 @@ class _Options:
                 attempt = self._attempt(width, rows[place[size]])
                 _, _, given_up, stop, _ = attempt
                 if given_up:
-                    if stop - given_up < self._promised * given_up:
-                        continue
+                    if width != self._fastest or stop - given_up < self._promised * given_up:
+                        continue  # nobody is given up for others' accuracy
                     worth -= given_up * price
                 if worth > best_worth and self._others_in_time(attempt):
                     best, best_worth = attempt, worth

@@ -40,7 +40,7 @@ async def quote(request: Request) -> Quote:
         services.monitor.load(arrival),
         services.profile,
         services.policy,
-        starts_at=max(services.admission.device_free_at, arrival),
+        starts_at=max(services.device.free_by, arrival),
     )
     return Quote(
         budget_ms=budget_ms,

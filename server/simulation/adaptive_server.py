@@ -38,6 +38,8 @@ class Server:
         self._planner = None
         if isinstance(policy, Adaptive):
             self._planner = Planner(policy, profile, self.monitor, self._widths, default_budget_s, max_images)
+        best = max(profile.accuracy[width] for width in self._widths)
+        self._worth = [profile.accuracy[width] / best for width in profile.widths]
         self._index = {width: i for i, width in enumerate(profile.widths)}
 
     def start(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
@@ -51,7 +53,7 @@ class Server:
     def admits(self, image: int, now: float, device_free_at: float) -> bool:
         admitted = self._admits(image, now, device_free_at)
         if not admitted:
-            self.settled(False, now)
+            self.settled(None, now)
         return admitted
 
     def _admits(self, image: int, now: float, device_free_at: float) -> bool:
@@ -90,7 +92,7 @@ class Server:
             decision = self._policy(self._view(), self.monitor.load(now), self.profile, now)
             images = [self._images[i] for i in decision.batch]
             for _ in decision.shed:
-                self.settled(False, now)
+                self.settled(None, now)
             for i in sorted([*decision.batch, *decision.shed], reverse=True):
                 del self._due[i], self._images[i]
             if images:
@@ -102,13 +104,14 @@ class Server:
     def ran(self, batch: Batch, seconds: float, now: float) -> None:
         if self.monitor.calm(now):
             self.profile.record(self.profile.widths[batch.width], len(batch.images), [seconds])
-        self.monitor.ran(seconds, 0.0, self._profiled_s, batch.predicted_s, now)
+        self.monitor.ran(seconds, 0.0, 0.0, self._profiled_s, batch.predicted_s, now)
+        worth = self._worth[batch.width]
         for image in batch.images:
-            self.settled(now <= self._deadlines[image], now)
+            self.settled(worth if now <= self._deadlines[image] else None, now)
 
-    def settled(self, in_time: bool, now: float) -> None:
-        """An image was answered or refused."""
-        self.monitor.in_time.add(in_time, now)
+    def settled(self, worth: float | None, now: float) -> None:
+        """An image was answered or refused, as ``LoadMonitor.settled`` wants to hear it."""
+        self.monitor.settled(worth, now)
 
     def _view(self) -> QueueView:
         count = len(self._due)

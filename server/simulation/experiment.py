@@ -67,7 +67,7 @@ class Static(Server):
     def ran(self, batch: Batch, seconds: float, now: float) -> None:
         pass
 
-    def settled(self, in_time: bool, now: float) -> None:
+    def settled(self, worth: float | None, now: float) -> None:
         pass
 
 

@@ -13,11 +13,14 @@ import pytest
 
 from scala_model.width import Width
 from server.admission import MAX_INFLIGHT_BODIES, MAX_REQUESTS_PER_IMAGE, Admission, Permit
+from server.device import Device
 from server.errors import Impossible, RequestError, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
+from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.request_queue import RequestQueue
 from server.types import Job, Terms
+from tests.unit.fake_engine import FakeEngine
 from tests.unit.virtual_time import Clock
 
 NARROW, MIDDLE, WIDE = Width(0.25), Width(0.5), Width(1.0)
@@ -34,7 +37,10 @@ class Desk:
         for width in ALL:
             for batch, ms in {1: 40, 2: 48, 4: 64}.items():
                 self.profile.record(width, batch, [float(width) * ms / 1000] * 20)
-        self.admission = Admission(self.queue, self.profile, self.monitor, max_images=max_images, max_body_bytes=BODY)
+        self.device = Device(FakeEngine(clock), Lifecycle())
+        self.admission = Admission(
+            self.queue, self.profile, self.monitor, self.device, max_images=max_images, max_body_bytes=BODY
+        )
 
     def terms(self, budget_ms: float, widths: tuple[Width, ...] = ALL) -> Terms:
         due = self.clock.now + budget_ms / 1000
@@ -235,7 +241,9 @@ def test_a_pinned_width_below_the_floor_is_impossible(desk: Desk) -> None:
 
 def fixed_desk(width: Width) -> Admission:
     desk = Desk(Clock())
-    return Admission(desk.queue, desk.profile, desk.monitor, max_images=IMAGES, max_body_bytes=BODY, fixed=width)
+    return Admission(
+        desk.queue, desk.profile, desk.monitor, desk.device, max_images=IMAGES, max_body_bytes=BODY, fixed=width
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,7 +304,7 @@ def test_one_image_is_possible_from_the_quickest_width_on_though_batches_are_fas
 
 def test_load_makes_nothing_impossible(desk: Desk) -> None:
     desk.monitor.see_machine(20, 1, 2)
-    desk.admission.device_free_at = desk.clock.now + 100
+    desk.device.free_by = desk.clock.now + 100
     with desk.admission.permit(None):
         desk.admission.check_possible(ALL, 0.010)
         assert not desk.in_time(10)
@@ -333,7 +341,7 @@ def test_alone_the_median_must_fit_and_behind_others_there_is_room_for_a_slow_ba
 
 
 def test_the_running_batch_is_waited_for(desk: Desk) -> None:
-    desk.admission.device_free_at = desk.clock.now + 0.030
+    desk.device.free_by = desk.clock.now + 0.030
     with desk.admission.permit(None):
         assert desk.in_time(40.1)
         assert not desk.in_time(39.9)
@@ -367,7 +375,7 @@ def test_images_that_are_being_decoded_are_waited_for(desk: Desk, preparing: int
 
 
 def test_a_backlog_begins_now_however_long_the_device_has_been_idle(desk: Desk) -> None:
-    desk.admission.device_free_at = desk.clock.now - 3600
+    desk.device.free_by = desk.clock.now - 3600
     desk.admission.preparing = 2
     with desk.admission.permit(None):
         assert desk.in_time(22.1)
@@ -402,7 +410,7 @@ def test_nobody_who_was_let_in_is_made_late(waiting_ms: list[float], least_ms: f
 def test_who_names_no_budget_may_come_later(desk: Desk) -> None:
     """By his place in the queue he would be late, not by his deadline."""
     now = desk.clock.now
-    desk.admission.device_free_at = now + 0.200
+    desk.device.free_by = now + 0.200
     with desk.admission.permit(None):
         assert desk.admission.check_in_time(Terms(now, now + 0.100, now + 1.0, ALL)) == now + 1.0
         assert desk.admission.check_in_time(Terms(now, now + 0.220, now + 1.0, ALL)) == now + 0.220

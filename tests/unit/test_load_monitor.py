@@ -137,14 +137,14 @@ def test_interference_is_one_where_batches_take_what_they_should() -> None:
     monitor = LoadMonitor()
     assert monitor.interference(NOW) == 1
     for k in range(20):
-        monitor.ran(0.010, 0.0, 0.010, 0.015, NOW + k / 100)
+        monitor.ran(0.010, 0.0, 0.0, 0.010, 0.015, NOW + k / 100)
     assert monitor.interference(NOW + 0.2) == pytest.approx(1)
 
 
 def test_interference_rises_with_every_slow_batch_towards_what_is_observed() -> None:
     monitor, seen = LoadMonitor(), [1.0]
     for k in range(100):
-        monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k / 1000)
+        monitor.ran(0.030, 0.0, 0.0, 0.010, 0.015, NOW + k / 1000)
         seen.append(monitor.interference(NOW + k / 1000))
     assert all(before < after for before, after in pairwise(seen))
     assert seen[1] == pytest.approx(2), "the first in a while is half believed"
@@ -155,23 +155,23 @@ def test_interference_rises_with_every_slow_batch_towards_what_is_observed() -> 
 def test_steady_interference_is_estimated_right_at_any_pace(every_s: float) -> None:
     monitor = LoadMonitor()
     for k in range(200):
-        monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k * every_s)
+        monitor.ran(0.030, 0.0, 0.0, 0.010, 0.015, NOW + k * every_s)
     assert monitor.interference(NOW + 199 * every_s) == pytest.approx(3)
 
 
 def test_what_was_forgotten_does_not_come_back() -> None:
     monitor = LoadMonitor()
     for k in range(100):
-        monitor.ran(0.100, 0.0, 0.010, 0.015, NOW + k / 1000)
+        monitor.ran(0.100, 0.0, 0.0, 0.010, 0.015, NOW + k / 1000)
     assert monitor.interference(NOW + 60) == pytest.approx(1)
-    monitor.ran(0.010, 0.0, 0.010, 0.015, NOW + 60)
+    monitor.ran(0.010, 0.0, 0.0, 0.010, 0.015, NOW + 60)
     assert monitor.interference(NOW + 60) == pytest.approx(1)
 
 
 def test_interference_decays_to_one_when_nothing_runs() -> None:
     monitor = LoadMonitor()
     for k in range(100):
-        monitor.ran(0.030, 0.0, 0.010, 0.015, NOW + k / 1000)
+        monitor.ran(0.030, 0.0, 0.0, 0.010, 0.015, NOW + k / 1000)
     seen = [monitor.interference(NOW + 0.1 + k) for k in range(10)]
     assert all(before > after for before, after in pairwise(seen))
     assert seen[0] > 2.5
@@ -181,7 +181,7 @@ def test_interference_decays_to_one_when_nothing_runs() -> None:
 def test_fast_batches_never_push_interference_below_one() -> None:
     monitor = LoadMonitor()
     for k in range(100):
-        monitor.ran(0.005, 0.0, 0.010, 0.015, NOW + k / 1000)
+        monitor.ran(0.005, 0.0, 0.0, 0.010, 0.015, NOW + k / 1000)
     assert monitor.interference(NOW + 0.1) == 1
 
 
@@ -215,7 +215,7 @@ def test_a_container_that_is_throttled_warns_too(throttled: float, expected: flo
 def test_the_worse_of_warning_and_evidence_counts() -> None:
     monitor = LoadMonitor()
     monitor.see_machine(2, 1, 2)
-    monitor.ran(0.110, 0.0, 0.010, 0.015, NOW)
+    monitor.ran(0.110, 0.0, 0.0, 0.010, 0.015, NOW)
     assert monitor.interference(NOW) == pytest.approx(6)
     assert monitor.interference(NOW + 10) == pytest.approx(1.5)
 
@@ -306,7 +306,7 @@ def test_a_snapshot_holds_what_a_policy_may_know() -> None:
     monitor = LoadMonitor()
     assert monitor.load(NOW) == Load()
     monitor.arrived(1, 0.1, 1.0, NOW)
-    monitor.ran(0.020, 0.003, 0.010, 0.015, NOW)
+    monitor.ran(0.020, 0.003, 0.0, 0.010, 0.015, NOW)
     monitor.respond.observe(0.002, NOW)
     load = monitor.load(NOW)
     assert (load.arrival_rate, load.interference) == pytest.approx((2.0, 1.5))
@@ -316,7 +316,7 @@ def test_a_snapshot_holds_what_a_policy_may_know() -> None:
 
 def test_a_slow_hop_is_no_interference() -> None:
     monitor = LoadMonitor()
-    monitor.ran(0.010, 0.500, 0.010, 0.015, NOW)
+    monitor.ran(0.010, 0.500, 0.0, 0.010, 0.015, NOW)
     assert monitor.interference(NOW) == pytest.approx(1)
     assert monitor.load(NOW).hop_s == pytest.approx(0.5)
 
@@ -333,7 +333,7 @@ def test_the_expected_accuracy_starts_at_the_first_answer_and_moves_slowly() -> 
 def test_the_prediction_error_and_the_busy_share_follow_the_batches() -> None:
     monitor = LoadMonitor()
     for k in range(2000):
-        monitor.ran(0.005, 0.0, 0.005, 0.010, NOW + k / 100)
+        monitor.ran(0.005, 0.0, 0.0, 0.005, 0.010, NOW + k / 100)
     assert monitor.prediction_error == pytest.approx(0.5)
     assert monitor.busy.value(NOW + 20) == pytest.approx(0.5, rel=0.02)
 
@@ -343,7 +343,7 @@ def test_a_mere_suggestion_of_contention_is_no_evidence_of_a_slow_down() -> None
     monitor = LoadMonitor()
     monitor.see_machine(3, 1, 2)
     for step in range(100):
-        monitor.ran(0.004, 0.0, 0.004, 0.004, step * 0.01)
+        monitor.ran(0.004, 0.0, 0.0, 0.004, 0.004, step * 0.01)
     assert monitor.interference(1.0) == pytest.approx(2.0)
     assert monitor.slowdown(1.0) == pytest.approx(1.0)
 
@@ -357,14 +357,14 @@ def test_two_in_a_hundred_batches_take_longer_than_the_p99_says() -> None:
     for k in range(6000):
         observed_s, predicted_s = 0.010 * chance.uniform(0, 2), 0.010 * monitor.load(NOW + k / 100).tail
         beyond += k >= 3000 and observed_s > predicted_s
-        monitor.ran(observed_s, 0.0, 0.010, predicted_s, NOW + k / 100)
+        monitor.ran(observed_s, 0.0, 0.0, 0.010, predicted_s, NOW + k / 100)
     assert beyond / 3000 == pytest.approx(0.02, abs=0.008)
 
 
 def test_the_tail_is_forgotten_within_a_minute() -> None:
     monitor = LoadMonitor()
     for _ in range(100):
-        monitor.ran(0.1, 0.0, 0.010, 0.010, NOW)
+        monitor.ran(0.1, 0.0, 0.0, 0.010, 0.010, NOW)
     assert monitor.tail(NOW) == 3.0
     assert monitor.tail(NOW + 60) == pytest.approx(1 + 2 / math.e)
     assert monitor.load(NOW + 600).tail == pytest.approx(1.0, abs=1e-3)
@@ -374,9 +374,9 @@ def test_a_long_batch_tells_more_of_interference_than_a_short_one() -> None:
     """Both are eleven times as long; the pause in the batch of 1 ms is little of the device's time."""
     short, long = LoadMonitor(), LoadMonitor()
     for monitor in (short, long):
-        monitor.ran(0.010, 0.0, 0.010, 0.010, NOW)
-    short.ran(0.011, 0.0, 0.001, 0.001, NOW)
-    long.ran(0.110, 0.0, 0.010, 0.010, NOW)
+        monitor.ran(0.010, 0.0, 0.0, 0.010, 0.010, NOW)
+    short.ran(0.011, 0.0, 0.0, 0.001, 0.001, NOW)
+    long.ran(0.110, 0.0, 0.0, 0.010, 0.010, NOW)
     assert short.slowdown(NOW) == pytest.approx(1 + 10 * (1 - math.exp(-0.01)))
     assert long.slowdown(NOW) == pytest.approx(1 + 10 * (1 - math.exp(-0.1)))
 
@@ -384,6 +384,6 @@ def test_a_long_batch_tells_more_of_interference_than_a_short_one() -> None:
 def test_a_neighbour_does_not_enter_the_profile_nor_a_single_pause_keep_it_out() -> None:
     monitor = LoadMonitor()
     assert monitor.calm(NOW)
-    monitor.ran(0.100, 0.0, 0.050, 0.050, NOW)
+    monitor.ran(0.100, 0.0, 0.0, 0.050, 0.050, NOW)
     assert not monitor.calm(NOW)
     assert monitor.calm(NOW + 5)

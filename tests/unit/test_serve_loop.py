@@ -14,6 +14,7 @@ import pytest
 from scala_model.width import Width
 from server import serve_loop
 from server.admission import Admission
+from server.device import Device, EngineHung
 from server.errors import EngineFailed, RequestError, Shed, Unavailable
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
@@ -22,7 +23,7 @@ from server.metrics import Metrics
 from server.planner import PlanInputs, Planner
 from server.policies.adaptive import Adaptive
 from server.request_queue import RequestQueue
-from server.serve_loop import EngineHung, ServeLoop
+from server.serve_loop import ServeLoop
 from server.types import Answer, Job, Terms
 from tests.unit.fake_engine import FakeEngine, usual_seconds
 from tests.unit.situations import plan_that_ranks
@@ -47,12 +48,15 @@ class Bench:
         for width in WIDTHS if not cold else ():
             for batch in self.profile.buckets:
                 self.profile.record(width, batch, [usual_seconds(width, [0] * batch)] * 20)
-        self.admission = Admission(self.queue, self.profile, self.monitor, max_images=100, max_body_bytes=1000)
+        self.device = Device(self.engine, self.lifecycle)
+        self.admission = Admission(
+            self.queue, self.profile, self.monitor, self.device, max_images=100, max_body_bytes=1000
+        )
         self.policy = Adaptive(plan_that_ranks(*WIDEST_FIRST))
         self.told: list[PlanInputs] = []
         self.planner = Planner(self.policy, self.profile, self.monitor, WIDTHS, 10.0, 100, self.told.append)
         self.loop = ServeLoop(
-            self.engine,
+            self.device,
             self.policy,
             self.queue,
             self.profile,
@@ -144,8 +148,8 @@ def test_what_happened_is_recorded() -> None:
         assert bench.sample("scala_width_selected_total", width="1") == 3
         assert bench.sample("scala_batch_size_sum") == 3
         assert bench.sample("scala_batch_size_count") == 1
-        assert bench.monitor.interference(clock.now) == pytest.approx(1.5)
-        assert bench.monitor.prediction_error == pytest.approx(1.05)
+        assert bench.monitor.interference(clock.now) == pytest.approx(1.3), "three take 160 ms; four should take 100"
+        assert bench.monitor.prediction_error == pytest.approx(1.03)
         assert bench.profile.p50(WIDE, 4) == pytest.approx(0.100), "one slow batch is not what the machine can do"
 
     run(scenario)
@@ -158,9 +162,9 @@ def test_the_device_is_free_when_its_batch_is_done_however_long_that_was_expecte
         asyncio.create_task(bench.loop.serve())  # noqa: RUF006
         job = bench.put(1)
         await asyncio.sleep(0.001)
-        assert bench.admission.device_free_at == pytest.approx(clock.now + 0.8, abs=0.01)
+        assert bench.device.free_by == pytest.approx(clock.now + 0.8, abs=0.01)
         await job.answer
-        assert bench.admission.device_free_at <= clock.now
+        assert bench.device.free_by <= clock.now
 
     run(scenario)
 
@@ -344,7 +348,8 @@ def test_the_narrowest_and_the_widest_are_warmed_first_and_then_the_server_has_s
         assert cells[:2] == [(NARROW, 1, False), (WIDE, 1, False)]
         assert {cell[2] for cell in cells[2:]} == {True}
         for width in WIDTHS:
-            assert [batch for which, batch, _ in cells if which == width] == [1, 2, 4], "small batches first"
+            sizes = [batch for which, batch, _ in started if which == width]
+            assert list(dict.fromkeys(sizes)) == [1, 2, 4], "small batches first"
         for width in WIDTHS:
             assert bench.profile.warmed(width) == (1, 2, 4)
             assert [bench.profile.p99(width, batch) for batch in (1, 2, 4)] == [

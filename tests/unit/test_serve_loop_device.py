@@ -8,10 +8,11 @@ import math
 import pytest
 
 from scala_model.width import Width
+from server.device import EngineHung
 from server.engine.contract import DeviceLost, DeviceOutOfMemory
 from server.errors import Unavailable
 from server.profile_store import Key, Table
-from server.serve_loop import RETRY_MEMORY_S, EngineHung
+from server.serve_loop import RETRY_MEMORY_S
 from server.types import Answer
 from tests.unit.fake_engine import usual_seconds
 from tests.unit.test_serve_loop import NARROW, WIDE, WIDTHS, Bench, _no_real_plan, outcomes, seen  # noqa: F401
@@ -88,7 +89,8 @@ def test_what_a_table_remembers_is_warmed_once_and_scaled_by_what_is_measured_to
         del half_s[MIDDLE, 4]
         await bench.loop.start(Table.of(Key("cpu", "fake", 1, "sha", 4), half_s))
         runs = [(width, len(images)) for width, images in bench.engine.batches]
-        assert runs.count((NARROW, 1)) == runs.count((WIDE, 1)) == 21
+        assert runs[1:41] == [(WIDE, 1), (NARROW, 1)] * 20, "another width between any two that are measured"
+        assert runs.count((WIDE, 1)) == 20 + 21, "in turns with the narrowest, of which one more warms it"
         assert runs.count((MIDDLE, 4)) == 21, "not in the table"
         assert runs.count((WIDE, 4)) == runs.count((MIDDLE, 1)) == 2, "one to warm it, one to see that it is so"
         assert bench.loop.measured_anew
@@ -157,7 +159,7 @@ def test_who_waits_for_a_calibration_run_that_hangs_hears_of_it_at_once() -> Non
             await starting
         failed_at = clock.now
         [outcome] = await outcomes([job])
-        assert isinstance(outcome, Unavailable)
+        assert isinstance(outcome, Unavailable), outcome
         assert clock.now == failed_at
         with pytest.raises(EngineHung):
             await serving

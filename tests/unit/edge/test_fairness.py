@@ -47,7 +47,8 @@ def test_who_names_no_budget_does_not_starve_under_overload(site: Runner, defaul
         assert not crowd.done(), "or the overload would not have lasted until the answer"
         assert max(reply.seconds for reply in patient) <= 0.010 * default_budget_ms
         replies = await crowd
-        assert statuses(replies).keys() == {200, 429}
+        assert statuses(replies).keys() <= {200, 429, 504}
+        assert statuses(replies).get(504, 0) <= 0.01 * len(replies), "given up where that saves several others"
         assert statuses(replies)[200] > 0.3 * len(replies), "half of them could be, in batches of four"
         assert all(reply.json()["budget_met"] for reply in replies if reply.status == 200)
 

@@ -41,6 +41,8 @@ METRICS = {
     "scala_full_width_demand_ratio",
 }
 
+ACCURACY = {0.25: 0.4, 0.5: 0.5, 0.75: 0.6, 1.0: 0.7}
+
 
 def test_every_metric_of_the_contract_is_there(site: Runner) -> None:
     async def scenario(site: Site) -> None:
@@ -122,10 +124,14 @@ def test_every_image_of_a_request_is_an_arrival(site: Runner) -> None:
 def test_the_accuracy_that_load_costs_is_told(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         assert await site.metric("scala_accuracy_debt_points") == 0
-        for _ in range(100):
-            await site.classify(headers={"X-Latency-Budget-Ms": "25"})
-        assert await site.metric("scala_expected_accuracy_ratio") == pytest.approx(0.5, abs=0.01)
-        assert await site.metric("scala_accuracy_debt_points") == pytest.approx(20, abs=1)
+        given = [await site.classify(headers={"X-Latency-Budget-Ms": "25"}) for _ in range(100)]
+        widths = [reply.json()["width"] for reply in given]
+        assert set(widths) <= {0.25, 0.5}, "others take too long"
+        expected = ACCURACY[widths[0]]
+        for width in widths:
+            expected += 0.05 * (ACCURACY[width] - expected)
+        assert await site.metric("scala_expected_accuracy_ratio") == pytest.approx(expected)
+        assert await site.metric("scala_accuracy_debt_points") == pytest.approx(100 * (0.7 - expected))
 
     site(scenario)
 

@@ -1,0 +1,149 @@
+"""The engine's one thread, and what it has in hand: the batch that runs, and one more that waits behind it.
+
+The second place is what keeps the device busy. From a result to the next hand-over the event loop has other work to
+do, a few milliseconds of it when many requests come in, and without a batch in hand the device would stand idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scala_model.width import Width
+from server.engine.contract import Engine
+from server.lifecycle import Lifecycle
+from server.types import Probabilities
+
+PLACES = 2
+
+
+class EngineHung(Exception):
+    """The engine has not come back in ten times its p99."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What came of a batch. It ran from ``began`` to ``ended``; ``idle_s`` before, the device was free and the batch
+    could have been run."""
+
+    probabilities: Probabilities
+    began: float
+    ended: float
+    idle_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+@dataclass(slots=True, eq=False)
+class Errand:
+    """A batch in the device's hands. ``patience_s``: what it may take; ``limit`` ends the wait for it."""
+
+    median_s: float
+    p99_s: float
+    patience_s: float
+    since: float
+    idle_s: float = 0.0
+    running: asyncio.Future[tuple[Probabilities, float, float]] = field(init=False)
+    limit: asyncio.Timeout = field(init=False)
+
+
+class Device:
+    """Runs one batch after the other. ``free_at`` is when it should have run all that it has in hand, ``free_by`` when
+    it will have in 99 of 100 cases: instants that may have passed.
+
+    Whoever has a ``place`` hands over and waits for the ``result``, which gives the place back; or does so himself.
+    """
+
+    def __init__(self, engine: Engine, lifecycle: Lifecycle) -> None:
+        self.engine, self._lifecycle = engine, lifecycle
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.places = asyncio.Semaphore(PLACES)
+        self._in_hand: list[Errand] = []
+        self._ended = 0.0  # the last run
+        self._began = 0.0  # what runs, or its being handed over
+        self.free_at = self.free_by = 0.0
+
+    async def nearly_free(self, lead_s: float) -> None:
+        """Return ``lead_s`` before it should have run all that it has in hand, or once it has."""
+        if self._in_hand:
+            patience_s = self.free_at - lead_s - time.monotonic()
+            await asyncio.wait([errand.running for errand in self._in_hand], timeout=max(0.0, patience_s))
+
+    def hand_over(
+        self,
+        pixels: NDArray[np.uint8],
+        width: Width,
+        *,
+        median_s: float,
+        p99_s: float,
+        patience_s: float,
+        since: float | None = None,
+    ) -> Errand:
+        """To be run as soon as the device is free, or behind the batch that runs.
+
+        ``median_s`` and ``p99_s`` are what it should take, ``patience_s`` what it may take; ``since`` is when it could
+        have begun, by default now. Raises EngineHung.
+        """
+        if self._lifecycle.failed is not None:
+            self.places.release()
+            raise EngineHung(self._lifecycle.failed)
+        now = time.monotonic()
+        if not self._in_hand:
+            self._began = now
+        # So that the wait for what runs before is not taken for a hang.
+        ahead_s = sum(errand.patience_s for errand in self._in_hand)
+        errand = Errand(median_s, p99_s, patience_s, now if since is None else since)
+        errand.limit = asyncio.timeout(ahead_s + patience_s)
+        errand.running = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self.engine, pixels, width)
+        errand.running.add_done_callback(lambda _: self._ran(errand))
+        self._in_hand.append(errand)
+        self._foresee()
+        return errand
+
+    async def result(self, errand: Errand) -> Ran:
+        """Raises EngineHung, or what the engine raises."""
+        try:
+            async with errand.limit:
+                probabilities, began, ended = await asyncio.shield(errand.running)
+        except TimeoutError:
+            if self._lifecycle.failed is None:
+                self._lifecycle.fail(f"no answer in {errand.patience_s:.1f} s")
+                for other in self._in_hand:  # which would wait in vain
+                    if other is not errand:
+                        other.limit.reschedule(0)
+            raise EngineHung(self._lifecycle.failed) from None
+        finally:
+            self.places.release()
+        return Ran(probabilities, began, ended, errand.idle_s)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _ran(self, errand: Errand) -> None:
+        self._in_hand.remove(errand)
+        self._began = time.monotonic()
+        if not errand.running.cancelled() and errand.running.exception() is None:
+            _, began, ended = errand.running.result()
+            errand.idle_s = began - max(errand.since, self._ended)
+            self._ended = self._began = ended
+        self._foresee()
+
+    def _foresee(self) -> None:
+        self.free_at = self._began + sum(errand.median_s for errand in self._in_hand)
+        self.free_by = self.free_at + math.hypot(*(errand.p99_s - errand.median_s for errand in self._in_hand))
+
+
+def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
+    began = time.monotonic()
+    probabilities = engine.run(pixels, width)
+    if len(probabilities) != len(pixels):
+        raise RuntimeError(f"the engine returned {len(probabilities)} rows for {len(pixels)} images")
+    return probabilities, began, time.monotonic()
