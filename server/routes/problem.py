@@ -13,8 +13,10 @@ from starlette.responses import Response
 from server import errors
 
 STATUSES: dict[type[errors.RequestError], int] = {
+    errors.UnknownModel: 404,
     errors.BadRequest: 400,
     errors.TooLarge: 413,
+    errors.UnsupportedBody: 415,
     errors.UnsupportedImage: 415,
     errors.BrokenImage: 422,
     errors.Impossible: 422,
@@ -25,8 +27,10 @@ STATUSES: dict[type[errors.RequestError], int] = {
     errors.Expired: 504,
 }
 TITLES = {
+    errors.UnknownModel: "No such model",
     errors.BadRequest: "Bad request",
     errors.TooLarge: "Too large",
+    errors.UnsupportedBody: "Not a body we read",
     errors.UnsupportedImage: "Not an image we read",
     errors.BrokenImage: "Broken image",
     errors.Impossible: "Impossible on this machine",
