@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
@@ -17,6 +19,7 @@ from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
+from server.oip.statistics import BatchTally
 from server.planner import Planner
 from server.policies import Policy
 from server.quote import QuoteBook
@@ -48,6 +51,7 @@ class Services:
     decoder_turns: asyncio.Semaphore
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
+    batches: BatchTally = field(default_factory=BatchTally)
 
     async def decode(self, image: Encoded | Raster) -> Pixels:
         """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises.
@@ -60,7 +64,7 @@ class Services:
             pixels = self.decoder.if_small(image)
             return pixels if pixels is not None else await self._decode_in_pool(image)
         finally:
-            now, num_bytes = time.monotonic(), len(image) if isinstance(image, bytes) else image.nbytes
+            now, num_bytes = time.monotonic(), image.nbytes if isinstance(image, np.ndarray) else len(image)
             self.monitor.decode(num_bytes).observe(now - started, now)
 
     async def _decode_in_pool(self, image: Encoded | Raster) -> Pixels:
@@ -90,6 +94,7 @@ class Services:
         self.monitor.arrived(1, terms.order_by - terms.arrival, share, time.monotonic())
 
     def answered(self, answers: Sequence[Timed]) -> None:
+        self.batches.add(answers)
         for timed in answers:
             answer = timed.answer
             self.metrics.stage_duration.labels("decode").observe(timed.decode_s)
