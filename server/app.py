@@ -122,7 +122,8 @@ def assemble(
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
-    return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
+    paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(checkpoint.card["name"]), oip.infer)}
+    return Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}), services
 
 
 def _planner(

@@ -1,8 +1,8 @@
 """The outermost layer, pure ASGI: starts each request's clock, names it, counts it, and lets no exception out.
 
-Pure ASGI because a client's disconnect does not reach handlers through Starlette's ``BaseHTTPMiddleware``. The one hot
-endpoint is called from here: the framework's own layers took 45 % of the event loop's time while most requests were
-refused, and they stay in charge of everything else, its documentation included.
+Pure ASGI because a client's disconnect does not reach handlers through Starlette's ``BaseHTTPMiddleware``. The hot
+endpoints are called from here: the framework's own layers took 45 % of the event loop's time while most requests were
+refused, and they stay in charge of everything else, their documentation included.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ class Tensor:
         if isinstance(self.data, memoryview):
             self._check_size(len(self.data), "bytes")
             return np.frombuffer(self.data, np.uint8).reshape(self.shape)
+        flat = self._flat(self.data)
         try:
-            values = bytes(self._flat(self.data))
+            values = bytes(flat)
         except (TypeError, ValueError):
             raise BadRequest(f"The data of {self.name} must be whole numbers from 0 to 255.") from None
         return np.frombuffer(values, np.uint8).reshape(self.shape)
@@ -162,7 +163,7 @@ def _parse(text: bytes) -> InferenceRequest:
         error = refusal.errors(include_url=False)[0]
         place, what = ".".join(map(str, error["loc"])), error["msg"]
         if place:
-            found = "" if error["type"] == "missing" else f"; it is {reprlib.repr(error['input'])}"
+            found = "" if error["type"] == "missing" else f"; it is {reprlib.repr(error['input'])[:100]}"
             what = f"{place}: {what}{found}"
         raise BadRequest(f"The request cannot be read: {what}.") from None
 

@@ -42,7 +42,7 @@ def unpacked(body: bytes, coding: str) -> Iterator[bytes]:
 
 def choose_coding(accept_encoding: str | None) -> str | None:
     """gzip or deflate, whichever the caller likes better; None if it names neither."""
-    weights = dict(map(_weight, (accept_encoding or "").lower().split(",")))
+    weights = dict(map(_weight, (accept_encoding or "").lower().replace(" ", "").split(",")))
     best = max(_WINDOW_BITS, key=lambda coding: weights.get(coding, weights.get("*", 0.0)))
     return best if weights.get(best, weights.get("*", 0.0)) > 0 else None
 
@@ -50,9 +50,9 @@ def choose_coding(accept_encoding: str | None) -> str | None:
 def _weight(entry: str) -> tuple[str, float]:
     coding, _, quality = entry.partition(";q=")
     try:
-        return coding.strip(), float(quality or 1)
+        return coding, float(quality or 1)
     except ValueError:
-        return coding.strip(), 0.0
+        return coding, 0.0
 
 
 def pack(body: bytes, coding: str) -> bytes:
