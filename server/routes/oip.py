@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed_version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path
 from pydantic import ValidationError
@@ -28,7 +28,7 @@ from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_inp
 from server.oip.compression import choose_coding, pack, read_coding, unpacked
 from server.oip.statistics import model_statistics
 from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
-from server.routes.oip_documentation import INDEX, INFER, LOAD, OF_MODEL, READY
+from server.routes.oip_documentation import INDEX, INFER, LOAD, MODEL_READY, OF_MODEL, READY
 from server.routes.visit import visit
 from server.services import Services
 from server.types import SMALL_BYTES, Terms, Timed
@@ -49,7 +49,7 @@ MAX_TIMEOUT_US, MAX_PRIORITY = 1000 * MAX_BUDGET_MS, 2**32 - 1
 PACKET_BYTES = 1400  # an answer that fits into one gains nothing by compression
 MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on the event loop, in about a millisecond
 
-router, of_model = APIRouter(tags=["Open Inference Protocol"]), APIRouter()
+router = APIRouter(tags=["Open Inference Protocol"])
 
 
 @router.get("/v2/health/live")
@@ -73,7 +73,6 @@ async def server_metadata() -> schemas.ServerMetadata:
 
 
 @router.get("/v2/models/stats")
-@of_model.get("/stats", **OF_MODEL)
 async def statistics(request: Request) -> schemas.Statistics:
     """What the only model has done since the server started, by whichever route."""
     services = _services(request)
@@ -81,13 +80,11 @@ async def statistics(request: Request) -> schemas.Statistics:
     return schemas.Statistics(model_stats=[model_statistics(name, services.metrics, services.batches)])
 
 
-@of_model.get("", **OF_MODEL)
 async def model_metadata(request: Request) -> schemas.ModelMetadata:
     """The model's inputs and outputs."""
     return _classifier(_services(request)).metadata()
 
 
-@of_model.get("/ready", **(OF_MODEL | READY))
 async def model_ready(request: Request) -> schemas.ModelReady:
     """200 when the server is ready."""
     services = _services(request)
@@ -95,13 +92,11 @@ async def model_ready(request: Request) -> schemas.ModelReady:
     return schemas.ModelReady(name=_classifier(services).name, ready=True)
 
 
-@of_model.get("/config", **OF_MODEL)
 async def model_config(request: Request) -> schemas.ModelConfig:
     """The same as the metadata in the words of the extension "model configuration", and how many images fit."""
     return _classifier(_services(request)).config()
 
 
-@of_model.post("/infer", response_model=None, **INFER)
 async def infer(request: Request) -> Response:
     """Classify a batch of images, all or none of them, with the most accurate widths that fit its budget."""
     services, state = _services(request), request.scope["state"]
@@ -132,7 +127,8 @@ async def repository_index(request: Request) -> list[schemas.IndexEntry]:
     ready = services.lifecycle.ready
     if asked.ready and not ready:
         return []
-    state, reason = ("READY", "") if ready else ("UNAVAILABLE", services.lifecycle.why_not_ready())
+    reason = "" if ready else services.lifecycle.why_not_ready()
+    state: Literal["READY", "UNAVAILABLE"] = "READY" if ready else "UNAVAILABLE"
     return [schemas.IndexEntry(name=_classifier(services).name, version=VERSION, state=state, reason=reason)]
 
 
@@ -157,8 +153,13 @@ async def check_version(
     _classifier(_services(request)).check_name(model, version)
 
 
-router.include_router(of_model, prefix="/v2/models/{model}", dependencies=[Depends(check_model)])
-router.include_router(of_model, prefix="/v2/models/{model}/versions/{version}", dependencies=[Depends(check_version)])
+for prefix, check in (("/v2/models/{model}", check_model), ("/v2/models/{model}/versions/{version}", check_version)):
+    named: dict[str, Any] = {"dependencies": [Depends(check)]}
+    router.get(prefix, **named, **OF_MODEL)(model_metadata)
+    router.get(f"{prefix}/ready", **named, **MODEL_READY)(model_ready)
+    router.get(f"{prefix}/config", **named, **OF_MODEL)(model_config)
+    router.get(f"{prefix}/stats", **named, **OF_MODEL)(statistics)
+    router.post(f"{prefix}/infer", **named, **INFER, response_model=None)(infer)
 
 
 def infer_paths(model: str) -> tuple[str, ...]:

@@ -33,8 +33,11 @@ def _header(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 _MISTAKES = {"4XX": _error("Another mistake of the caller")}
-READY: dict[str, Any] = {"responses": {503: _error("Starting, draining or failed"), **_MISTAKES}}
-OF_MODEL: dict[str, Any] = {"responses": {404: _error("Another model or version than the one served"), **_MISTAKES}}
+_UNKNOWN = {404: _error("Another model or version than the one served")}
+_NOT_READY = {503: _error("Starting, draining or failed")}
+READY: dict[str, Any] = {"responses": {**_NOT_READY, **_MISTAKES}}
+OF_MODEL: dict[str, Any] = {"responses": {**_UNKNOWN, **_MISTAKES}}
+MODEL_READY: dict[str, Any] = {"responses": {**_UNKNOWN, **_NOT_READY, **_MISTAKES}}
 LOAD: dict[str, Any] = {"responses": {400: _error("Always: models come and go with their server"), **_MISTAKES}}
 INDEX: dict[str, Any] = {
     "responses": {400: _error("Something else than JSON"), 413: _error("A body of more than 1000 bytes"), **_MISTAKES},
@@ -71,7 +74,7 @@ INFER: dict[str, Any] = {
             },
         },
         400: _error("A request that cannot be read, or that asks for what there is not"),
-        404: _error("Another model or version than the one served"),
+        **_UNKNOWN,
         413: _error("More bytes, pixels, images or JSON values than the limit"),
         415: _error("A content type or coding that is not read here, or no image type that is"),
         422: _error("A broken image, or a budget, width or floor that cannot be had here even when idle"),

@@ -60,9 +60,11 @@ class Visit:
         self._seen = False  # whether an image of it counted as an arrival
 
     def narrow(self, terms: Terms) -> None:
-        """The body named other terms than the head."""
+        """The body named other terms than the head; their deadline may have passed while it came in."""
         self.terms = self._state["terms"] = terms
-        self.limit.reschedule(asyncio.get_running_loop().time() + terms.deadline - time.monotonic())
+        if (left_s := terms.deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        self.limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
     def count_unseen(self) -> None:
         """Refused or ended before an image was decoded: taken for one image, since nobody looked."""
@@ -81,12 +83,14 @@ class Visit:
         """The answers to all images, which are worth nothing without each other: the first fault is raised, naming its
         image if it is that one's alone, and those that still wait are not run."""
         with self._working(images):
-            for place, each in enumerate(decoded := await self._decode(images)):
+            decoded = []
+            for place, each in enumerate(await self._decode(images)):
                 if isinstance(each, RequestError):
                     raise _named(each, place, len(images))
-            for each in decoded:
-                if isinstance(queued := self._queue(each), RequestError):
-                    raise queued
+                decoded.append(each)
+            for job in decoded:
+                if isinstance(refusal := self._queue(job), RequestError):
+                    raise refusal
             await asyncio.gather(*(job.answer for job in self.jobs))
             return [Timed(job.answer.result(), job.decode_s) for job in self.jobs]
 

@@ -44,10 +44,10 @@ def test_pixels_are_the_same_in_json_and_in_bytes(size: tuple[int, int, int], ra
     array = np.array([random.randrange(256) for _ in range(int(np.prod(shape)))], np.uint8).reshape(shape)
     described = {"name": "pixels", "datatype": "UINT8", "shape": shape}
     text = json.dumps({"inputs": [described | {"data": (array if nested else array.ravel()).tolist()}]}).encode()
-    assert np.array_equal(np.stack(images_of(the_input(read_request(text, None)))), array)  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(images_of(the_input(read_request(text, None)))), array)
     text = json.dumps({"inputs": [described | {"parameters": {"binary_data_size": array.size}}]}).encode()
     read = images_of(the_input(read_request(text + array.tobytes(), len(text))))
-    assert np.array_equal(np.stack(read), array)  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(read), array)
 
 
 @few
