@@ -33,12 +33,18 @@ class Permit:
     admission: Admission
     images: int = 0
     num_bytes: int = 0
+    body_bytes: int = 0
 
     def add_bytes(self, count: int) -> None:
         """Raises TooLarge when the body passes the limit, Shed when all bodies together do."""
-        self.admission.check_body(self.num_bytes + count, count)
+        self.admission.check_body(self.body_bytes + count, count)
+        self.body_bytes += count
         self.num_bytes += count
         self.admission.inflight_bytes += count
+
+    def unpack(self) -> None:
+        """What is added from now on is the same body without its compression, within the same limit."""
+        self.body_bytes = 0
 
     def set_images(self, count: int) -> None:
         """Raises TooLarge when the queue could never hold that many, Shed when it has no room for them now."""

@@ -39,7 +39,7 @@ from server.policies.adaptive import Adaptive
 from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
-from server.routes import classify, health, model, quote
+from server.routes import classify, health, model, oip, quote
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
@@ -122,11 +122,12 @@ def assemble(
         lifespan=_lifespan(services, engine, machine),
         redoc_url=None,
     )
-    for routes in (classify, quote, health, model):
+    for routes in (classify, quote, health, model, oip):
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
-    return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
+    paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(checkpoint.card["name"]), oip.infer)}
+    return Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}), services
 
 
 def _planner(

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
-from server.types import SMALL_BYTES
+from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
     "JPEG": ("image/jpeg", "image/jpg"),
@@ -79,25 +78,31 @@ class ImageDecoder:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    def __call__(self, body: bytes) -> NDArray[np.uint8]:
-        """The image's pixels, uint8 (image_size, image_size, 3).
+    def __call__(self, image: Encoded | Raster) -> Pixels:
+        """The pixels that the network wants of an encoded image, or of one that needs no decoding.
 
         Raises ``BadRequest`` for an empty body, ``UnsupportedImage`` for bytes that are no image we know, ``TooLarge``
         before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that fails to decode.
         """
-        with self._our_errors(body), self._open(body) as image:
-            return to_pixels(image, self.spec)
+        if isinstance(image, np.ndarray):
+            height, width, _ = image.shape
+            self._check_pixels(width, height)
+            return to_pixels(Image.fromarray(image), self.spec)
+        with self._our_errors(image), self._open(image) as opened:
+            return to_pixels(opened, self.spec)
 
-    def if_small(self, body: bytes) -> NDArray[np.uint8] | None:
+    def if_small(self, image: Encoded | Raster) -> Pixels | None:
         """The same for an image that takes about a millisecond at most; None, nothing decoded, for any other.
 
         Small is a JPEG of one scan, or a PNG without compressed metadata, of at most ``SMALL_BYTES`` that declares at
-        most ``SMALL_PIXELS``.
+        most ``SMALL_PIXELS``; or a decoded image of as many pixels.
         """
-        if len(body) > SMALL_BYTES or not _is_plain(body):
+        if isinstance(image, np.ndarray):
+            return self(image) if image.size <= 3 * SMALL_PIXELS else None
+        if len(image) > SMALL_BYTES or not _is_plain(image):
             return None
-        with self._our_errors(body), self._open(body) as image:
-            return to_pixels(image, self.spec) if image.width * image.height <= SMALL_PIXELS else None
+        with self._our_errors(image), self._open(image) as opened:
+            return to_pixels(opened, self.spec) if opened.width * opened.height <= SMALL_PIXELS else None
 
     @contextmanager
     def _our_errors(self, body: bytes) -> Iterator[None]:
@@ -122,13 +127,16 @@ class ImageDecoder:
             body = _JPEG_START + _RESOLUTION + body[len(_JPEG_START) :]
         image = Image.open(io.BytesIO(body), formats=IMAGE_FORMATS)
         for width, height in _declared_sizes(image):
-            if width * height > self.max_pixels:
-                raise self._too_large(f"{width} x {height} = {width * height}")
+            self._check_pixels(width, height)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time. Twice the size that we need is left,
         # so that the final, antialiased resize decides what the image looks like. A square fits both orientations.
         enough = 2 * self.spec.shorter_side
         image.draft("RGB", (enough, enough))
         return image
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise self._too_large(f"{width} x {height} = {width * height}")
 
     def _too_large(self, num_pixels: str) -> TooLarge:
         return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")

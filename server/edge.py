@@ -1,8 +1,8 @@
 """The outermost layer, pure ASGI: starts each request's clock, names it, counts it, and lets no exception out.
 
-Pure ASGI because a client's disconnect does not reach handlers through Starlette's ``BaseHTTPMiddleware``. The one hot
-endpoint is called from here: the framework's own layers took 45 % of the event loop's time while most requests were
-refused, and they stay in charge of everything else, its documentation included.
+Pure ASGI because a client's disconnect does not reach handlers through Starlette's ``BaseHTTPMiddleware``. The hot
+endpoints are called from here: the framework's own layers took 45 % of the event loop's time while most requests were
+refused, and they stay in charge of everything else, their documentation included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
 from server.lifecycle import Lifecycle
-from server.routes.problem import problem_response
+from server.routes.problem import error_response
 from server.services import Services
 
 MAX_REQUEST_ID = 128
@@ -60,7 +60,7 @@ class Edge:
         except Exception:
             log.exception("request %s failed", request_id)
             if exchange.status == 0:
-                await problem_response(Exception(), request_id)(scope, receive, exchange.send)
+                await error_response(Exception(), scope)(scope, receive, exchange.send)
         finally:
             self._lifecycle.in_flight -= 1
             self._record(scope, exchange.status, time.monotonic() - arrival)
@@ -94,7 +94,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     state = request.scope["state"]
     if outcome := outcome_of(error):
         state["outcome"] = outcome
-    return problem_response(error, state["request_id"])
+    return error_response(error, request.scope)
 
 
 def outcome_of(error: Exception) -> str | None:

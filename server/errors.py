@@ -1,7 +1,8 @@
 """Everything that can go wrong with a request, as one tree.
 
-A request meets the errors in this order: it is malformed (``BadRequest``), too big (``TooLarge``), not an
-image type we read (``UnsupportedImage``) or an image that fails to decode (``BrokenImage``); no trained width
+A request meets the errors in this order: it asks for a model that is not here (``UnknownModel``); it is malformed
+(``BadRequest``), too big (``TooLarge``), not of a type that its route reads (``UnsupportedBody``), not an image
+type we read (``UnsupportedImage``) or an image that fails to decode (``BrokenImage``); no trained width
 could ever answer it (``Impossible``) or none can just now (``Shed``); the server is starting or leaving
 (``Unavailable``); its deadline passed (``Expired``). The caller may also have gone away (``Gone``). HTTP statuses
 are the edge's affair: see ``routes/problem.py``.
@@ -21,12 +22,20 @@ class RequestError(Exception):
         self.extra = dict(extra or {})
 
 
+class UnknownModel(RequestError, LookupError):
+    """Another model or version than the one that is served."""
+
+
 class BadRequest(RequestError, ValueError):
     """Something in the request is not what it must be; the detail names the value and the remedy."""
 
 
 class TooLarge(RequestError, ValueError):
     """More bytes or pixels than the configured limit."""
+
+
+class UnsupportedBody(RequestError, ValueError):
+    """The body's declared type or content coding is not one that its route reads."""
 
 
 class UnsupportedImage(RequestError, ValueError):

@@ -1,8 +1,9 @@
-"""One bounded queue, ordered by deadline (earliest first), of images that are decoded and wait for the device."""
+"""One bounded queue, ordered by deadline (earliest first; equals by priority), of decoded images that wait."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -65,6 +66,8 @@ class RequestQueue:
     def _insert(self, job: Job, due: float) -> None:
         job.due = due
         place = bisect_right(self._due, due)
+        while place and self._due[place - 1] == due and _is_before(job, self._jobs[place - 1]):
+            place -= 1
         self._due.insert(place, due)
         self._jobs.insert(place, job)
         self._widths.insert(place, job.terms.widths)
@@ -84,3 +87,8 @@ class RequestQueue:
             if self._jobs[place] is job:
                 self._remove(place)
                 return
+
+
+def _is_before(job: Job, other: Job) -> bool:
+    """Whether its priority puts it before another image of the same instant that came earlier."""
+    return 0 < job.terms.priority < (other.terms.priority or math.inf)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scala_model.width import Width
 
 SMALL_BYTES = 32 * 1024  # an encoded image of at most so many may be decoded in place
+Encoded = bytes  # an image as a file holds it
+Raster = NDArray[np.uint8]  # (height, width, 3), an image of any size
 Pixels = NDArray[np.uint8]  # (image_size, image_size, 3)
 Probabilities = NDArray[np.float32]  # (B, classes)
 
@@ -21,13 +23,15 @@ class Terms:
     """What a request asks for. ``deadline`` ends it; ``order_by`` is its place in the queue.
 
     They are the same instant when it names a budget. One that names none is ordered by arrival + default budget and may
-    be late, up to ``deadline``. ``widths`` are those its pin or accuracy floor allows, ascending.
+    be late, up to ``deadline``. ``widths`` are those its pin or accuracy floor allows, ascending. ``priority`` orders
+    those of the same instant: 1 first, then 2 and so on, and 0, who named none, last.
     """
 
     arrival: float
     order_by: float
     deadline: float
     widths: tuple[Width, ...]
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Job:
     terms: Terms
     pixels: Pixels
     queued_at: float
+    decode_s: float = 0.0  # from bytes to pixels, the wait for a decoder included
     due: float = 0.0  # its place in the queue
     dispatched: bool = False
     answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import APIRouter
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive
 
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge, Unavailable
+from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
+from server.routes.visit import visit
 from server.services import Services
-from server.types import Job, Terms, Timed
+from server.types import Terms
 
 MAX_BUDGET_MS = 600_000
 LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
@@ -35,78 +32,16 @@ async def classify(request: Request) -> Response:
     """Classify one image, or several, with the most accurate width that fits the budget and the present load."""
     services: Services = request.scope["state"]["services"]
     services.lifecycle.check_serving()
-    terms = request.scope["state"]["terms"] = read_terms(request, services)
+    terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
-    images: list[bytes] = []
-    jobs: list[Job] = []
-    client = Client(request.receive)
-    try:
-        num_bytes = read_content_length(request.headers)
-        with services.admission.permit(num_bytes) as permit:
-            services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
-            async with asyncio.timeout(terms.deadline - time.monotonic()) as limit:
-                images, single = await read_images(request, permit)
-                request.scope["state"]["jobs"] = jobs
-                with client.watched(limit):
-                    work = [classify_image(services, terms, image, jobs) for image in images]
-                    outcomes = [await work[0]] if single else await asyncio.gather(*work)
-    except Shed:
-        if not jobs:  # refused before it was decoded: taken for an image, since nobody looked
-            services.arrived(terms)
-        raise
-    except (TimeoutError, ClientDisconnect) as error:
-        if client.gone or isinstance(error, ClientDisconnect):
-            services.metrics.cancelled_before_dispatch.inc(len(images) - sum(job.dispatched for job in jobs))
-            raise Gone("The client left before its answer was ready.") from None
-        if not jobs:
-            services.arrived(terms)
-        raise Expired(f"The deadline passed after {1000 * (terms.deadline - terms.arrival):g} ms.") from None
+    async with visit(request, services, terms, read_content_length(request.headers)) as inside:
+        images, single = await read_images(request, inside.permit)
+        outcomes = await inside.classify_each(images)
     first = outcomes[0]
     if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
         raise first
     respond = classification if single else classifications
     return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
-
-
-async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs: list[Job]) -> Timed | Exception:
-    """Decode, queue, and wait for the batch. An image's fault is returned, so that it stays with that image."""
-    started = time.monotonic()
-    try:
-        pixels = await services.decode(encoded)
-        queued_at = time.monotonic()
-        services.arrived(terms)
-        services.lifecycle.check_serving()
-        due = services.admission.check_in_time(terms)
-        job = Job(terms, pixels, queued_at)
-        jobs.append(job)
-        services.queue.put(job, due)
-        return Timed(await job.answer, queued_at - started)
-    except RequestError as error:
-        return error
-
-
-class Client:
-    """Watches for the caller's leaving, and then ends the request by moving its time limit to now."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.gone = False
-
-    @contextmanager
-    def watched(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Once the body was read, all that can come is the disconnect."""
-        watch = asyncio.create_task(self._watch(limit))
-        try:
-            yield
-        finally:
-            watch.cancel()
-
-    async def _watch(self, limit: asyncio.Timeout) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        with suppress(RuntimeError):  # the deadline came at the same moment
-            limit.reschedule(0)
 
 
 async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bool]:

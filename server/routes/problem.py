@@ -1,4 +1,4 @@
-"""Errors at the HTTP edge: one status table, and ``application/problem+json`` (RFC 9457) for everything."""
+"""Errors at the HTTP edge: one status table, and ``application/problem+json`` (RFC 9457) for everything but ``/v2``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from server import errors
 
 STATUSES: dict[type[errors.RequestError], int] = {
+    errors.UnknownModel: 404,
     errors.BadRequest: 400,
     errors.TooLarge: 413,
+    errors.UnsupportedBody: 415,
     errors.UnsupportedImage: 415,
     errors.BrokenImage: 422,
     errors.Impossible: 422,
@@ -25,8 +28,10 @@ STATUSES: dict[type[errors.RequestError], int] = {
     errors.Expired: 504,
 }
 TITLES = {
+    errors.UnknownModel: "No such model",
     errors.BadRequest: "Bad request",
     errors.TooLarge: "Too large",
+    errors.UnsupportedBody: "Not a body we read",
     errors.UnsupportedImage: "Not an image we read",
     errors.BrokenImage: "Broken image",
     errors.Impossible: "Impossible on this machine",
@@ -54,16 +59,18 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
     )
 
 
-def problem_response(error: Exception, request_id: str) -> Response:
-    content = problem(error, request_id)
+def error_response(error: Exception, scope: Scope) -> Response:
+    """In the form of the request's route: the Open Inference Protocol knows ``{"error": ...}`` alone."""
+    content = problem(error, scope["state"]["request_id"])
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, errors.Shed):
         headers["Retry-After"] = str(int(error.retry_after_s))
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
-    return Response(
-        json.dumps(content, ensure_ascii=False), content["status"], headers, media_type="application/problem+json"
-    )
+    status, media_type = content["status"], "application/problem+json"
+    if f"{scope['path']}/".startswith("/v2/"):
+        content, media_type = {"error": content["detail"]}, "application/json"
+    return Response(json.dumps(content, ensure_ascii=False), status, headers, media_type=media_type)
 
 
 def _content(kind: str, title: str, status: int, detail: str, request_id: str) -> dict[str, Any]:

@@ -81,6 +81,17 @@ def test_a_body_may_have_exactly_the_limit(desk: Desk) -> None:
         assert desk.held == (1, 0, BODY), "what was refused is not counted"
 
 
+def test_what_comes_out_of_a_compressed_body_has_the_same_limit_and_both_are_held(desk: Desk) -> None:
+    with desk.admission.permit(BODY // 2) as permit:
+        permit.add_bytes(BODY // 2)
+        permit.unpack()
+        permit.add_bytes(BODY)
+        assert desk.held == (1, 0, BODY // 2 + BODY)
+        with pytest.raises(TooLarge):
+            permit.add_bytes(1)
+    assert desk.held == NOTHING
+
+
 def test_a_declared_size_over_the_limit_is_refused_before_anything_is_held(desk: Desk) -> None:
     with pytest.raises(TooLarge, match=str(BODY + 1)), desk.admission.permit(BODY + 1):
         pytest.fail("let in")

@@ -526,3 +526,22 @@ def test_only_what_is_surely_quick_is_decoded_in_place() -> None:
     text.add_text("a", "b" * 100_000, zip=True)
     Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=text)
     assert decode.if_small(buffer.getvalue()) is None, "compressed metadata"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 200), (1, 1), (300, 300)])
+def test_an_image_that_needs_no_decoding_is_resized_like_any_other(
+    decoder: ImageDecoder, size: tuple[int, int]
+) -> None:
+    raster = np.asarray(photo(*size))
+    raster.flags.writeable = False
+    assert np.array_equal(decoder(raster), to_pixels(photo(*size), SPEC))
+    in_place = decoder.if_small(raster)
+    assert (in_place is None) == (size == (300, 300))
+    assert in_place is None or np.array_equal(in_place, decoder(raster))
+
+
+def test_an_image_that_needs_no_decoding_may_have_as_many_pixels_as_any_other() -> None:
+    decoder = ImageDecoder(SPEC, 100)
+    decoder(np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(TooLarge, match="101"):
+        decoder(np.zeros((1, 101, 3), np.uint8))

@@ -124,6 +124,13 @@ def test_engines_know_no_http() -> None:
             assert loaded_with(module).isdisjoint(HTTP), module
 
 
+def test_the_codec_of_a_protocol_knows_no_http() -> None:
+    for module in MODULES:
+        if module.startswith("server.oip"):
+            assert packages(imported(module, at_import=False)).isdisjoint(TORCH | HTTP), module
+            assert loaded_with(module).isdisjoint(TORCH | HTTP), module
+
+
 def test_the_server_loads_torch_only_to_serve_with_it() -> None:
     for module in MODULES:
         if module.startswith("server.") and module not in TORCH_ENGINES:

@@ -47,6 +47,22 @@ def test_the_earliest_comes_first_and_equals_in_order_of_arrival() -> None:
     asyncio.run(scenario())
 
 
+def test_equals_are_ordered_by_priority() -> None:
+    """1 before 2, both before who named none; those of the same priority in order of arrival."""
+
+    async def scenario() -> None:
+        queue = RequestQueue()
+        given = (0, 2, 1, 0, 2, 9, 1)
+        jobs = [Job(Terms(0.0, 5.0, 5.0, WIDTHS, priority), PIXELS, 0.0) for priority in given]
+        for each in jobs:
+            queue.put(each)
+        queue.put(urgent := job(4.0))
+        expected = [urgent, *(jobs[i] for i in (2, 6, 1, 4, 5, 0, 3))]
+        assert queue.take(range(8)) == expected
+
+    asyncio.run(scenario())
+
+
 def test_a_view_shows_what_policies_may_know_at_the_positions_of_take() -> None:
     async def scenario() -> None:
         queue, jobs = filled(3.0, 1.0, 2.0)

@@ -1,0 +1,290 @@
+"""``/v2/...``: the Open Inference Protocol over HTTP, for the clients that already speak it.
+
+Errors are ``{"error": "..."}`` (see ``problem.py``). What bodies hold is the business of ``server/oip/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import reprlib
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.admission import Permit
+from server.decode import MEDIA_TYPES
+from server.errors import BadRequest, TooLarge, Unavailable, UnsupportedBody
+from server.oip import codec, schemas
+from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_input
+from server.oip.compression import choose_coding, pack, read_coding, unpacked
+from server.oip.statistics import model_statistics
+from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
+from server.routes.oip_documentation import INDEX, INFER, LOAD, MODEL_READY, OF_MODEL, READY
+from server.routes.visit import visit
+from server.services import Services
+from server.types import SMALL_BYTES, Terms, Timed
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+]
+HEADER_BYTES = "Inference-Header-Content-Length"
+# The last but one is what curl says of whatever it sends; images are for raw requests.
+MEDIA_TYPES_READ = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded", "image/*")
+MAX_QUERY_BYTES = 1000
+MAX_TIMEOUT_US, MAX_PRIORITY = 1000 * MAX_BUDGET_MS, 2**32 - 1
+PACKET_BYTES = 1400  # an answer that fits into one gains nothing by compression
+MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on the event loop, in about a millisecond
+
+router = APIRouter(tags=["Open Inference Protocol"])
+
+
+@router.get("/v2/health/live")
+async def live() -> schemas.Live:
+    """200 while the event loop turns."""
+    return schemas.Live(live=True)
+
+
+@router.get("/v2/health/ready", **READY)
+async def ready(request: Request) -> schemas.Ready:
+    """200 once the narrowest and the widest width are warmed; 503 while starting, draining or failed."""
+    _check_ready(_services(request))
+    return schemas.Ready(ready=True)
+
+
+@router.get("/v2/", include_in_schema=False)
+@router.get("/v2")
+async def server_metadata() -> schemas.ServerMetadata:
+    """The server, and the extensions of the protocol that it knows."""
+    return schemas.ServerMetadata(name="scala-serve", version=installed_version("scala-serve"), extensions=EXTENSIONS)
+
+
+@router.get("/v2/models/stats")
+async def statistics(request: Request) -> schemas.Statistics:
+    """What the only model has done since the server started, by whichever route."""
+    services = _services(request)
+    name = _classifier(services).name
+    return schemas.Statistics(model_stats=[model_statistics(name, services.metrics, services.batches)])
+
+
+async def model_metadata(request: Request) -> schemas.ModelMetadata:
+    """The model's inputs and outputs."""
+    return _classifier(_services(request)).metadata()
+
+
+async def model_ready(request: Request) -> schemas.ModelReady:
+    """200 when the server is ready."""
+    services = _services(request)
+    _check_ready(services)
+    return schemas.ModelReady(name=_classifier(services).name, ready=True)
+
+
+async def model_config(request: Request) -> schemas.ModelConfig:
+    """The same as the metadata in the words of the extension "model configuration", and how many images fit."""
+    return _classifier(_services(request)).config()
+
+
+async def infer(request: Request) -> Response:
+    """Classify a batch of images, all or none of them, with the most accurate widths that fit its budget."""
+    services, state = _services(request), request.scope["state"]
+    services.lifecycle.check_serving()
+    json_bytes, coding = _read_form(request.headers)
+    terms, model = read_terms(request, services), _classifier(services)
+    async with visit(request, services, terms, read_content_length(request.headers)) as inside:
+        body = await read_body(request, inside.permit)
+        if coding is not None:
+            body = await _unpack(body, coding, inside.permit)
+        asked = codec.read_raw(body, IMAGE.name) if json_bytes == 0 else codec.read_request(body, json_bytes)
+        model.check_outputs(asked)
+        tensor = the_input(asked)
+        inside.permit.set_images(tensor.shape[0])
+        inside.narrow(_narrowed(terms, asked.parameters, services))
+        answers = await inside.classify_all(images_of(tensor))
+    headers, frame = _settle(services, inside.terms, answers, state)
+    given = (model, asked, answers, frame, choose_coding(request.headers.get("accept-encoding")))
+    in_place = len(answers) * len(services.labels) <= MAX_IN_PLACE_VALUES
+    content, form = _write(*given) if in_place else await asyncio.to_thread(_write, *given)
+    return Response(content, headers=headers | form)
+
+
+@router.post("/v2/repository/index", **INDEX)
+async def repository_index(request: Request) -> list[schemas.IndexEntry]:
+    """The only model, and whether it is ready."""
+    services, asked = _services(request), await _read_query(request)
+    ready = services.lifecycle.ready
+    if asked.ready and not ready:
+        return []
+    reason = "" if ready else services.lifecycle.why_not_ready()
+    state: Literal["READY", "UNAVAILABLE"] = "READY" if ready else "UNAVAILABLE"
+    return [schemas.IndexEntry(name=_classifier(services).name, version=VERSION, state=state, reason=reason)]
+
+
+@router.post("/v2/repository/models/{model}/load", **LOAD)
+@router.post("/v2/repository/models/{model}/unload", **LOAD)
+async def change_repository() -> None:
+    """Never: a model comes and goes with its server."""
+    raise BadRequest("Models cannot be loaded or unloaded: start another server with another checkpoint.")
+
+
+async def check_model(request: Request, model: Annotated[str, Path(description="The model's name")]) -> None:
+    """Raises UnknownModel."""
+    _classifier(_services(request)).check_name(model)
+
+
+async def check_version(
+    request: Request,
+    model: Annotated[str, Path(description="The model's name")],
+    version: Annotated[str, Path(description=f"Its version, which is always {VERSION}")],
+) -> None:
+    """Raises UnknownModel."""
+    _classifier(_services(request)).check_name(model, version)
+
+
+for prefix, check in (("/v2/models/{model}", check_model), ("/v2/models/{model}/versions/{version}", check_version)):
+    named: dict[str, Any] = {"dependencies": [Depends(check)]}
+    router.get(prefix, **named, **OF_MODEL)(model_metadata)
+    router.get(f"{prefix}/ready", **named, **MODEL_READY)(model_ready)
+    router.get(f"{prefix}/config", **named, **OF_MODEL)(model_config)
+    router.get(f"{prefix}/stats", **named, **OF_MODEL)(statistics)
+    router.post(f"{prefix}/infer", **named, **INFER, response_model=None)(infer)
+
+
+def infer_paths(model: str) -> tuple[str, ...]:
+    """Where the model of this name is asked, for whoever calls ``infer`` past the framework."""
+    return f"/v2/models/{model}/infer", f"/v2/models/{model}/versions/{VERSION}/infer"
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.scope["state"]["services"]
+    return services
+
+
+def _classifier(services: Services) -> Classifier:
+    return Classifier(services.checkpoint.card["name"], services.labels, services.settings.max_queue)
+
+
+def _check_ready(services: Services) -> None:
+    if not services.lifecycle.ready:
+        raise Unavailable(f"The server is not ready: {services.lifecycle.why_not_ready()}.")
+
+
+async def _read_query(request: Request) -> schemas.IndexQuery:
+    """Most clients send no body at all. Raises BadRequest or TooLarge."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_QUERY_BYTES:
+            raise TooLarge(f"The body has {len(body)} bytes or more; the limit is {MAX_QUERY_BYTES}: send less.")
+    try:
+        return schemas.IndexQuery.model_validate_json(body or b"{}")
+    except ValidationError:
+        raise BadRequest('The body must be empty or say whether only ready models count: {"ready": true}.') from None
+
+
+def _read_form(headers: Headers) -> tuple[int | None, str | None]:
+    """How many bytes of the body are JSON, and how all of it is compressed. Raises BadRequest or UnsupportedBody."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in MEDIA_TYPES_READ and media_type not in MEDIA_TYPES:
+        raise UnsupportedBody(
+            f"The declared type {media_type[:100]!r} is not one that is read here; send application/json, "
+            "application/octet-stream, or no type at all."
+        )
+    text, coding = headers.get(HEADER_BYTES), read_coding(headers.get("content-encoding"))
+    if text is None:
+        return None, coding
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise BadRequest(f"{HEADER_BYTES} is {text[:50]!r}; it must be the number of bytes of the JSON.")
+    return int(text), coding
+
+
+async def _unpack(body: bytes, coding: str, permit: Permit) -> bytes:
+    """The body without its compression. Raises BadRequest, TooLarge or Shed."""
+    permit.unpack()
+    pieces, unpacking, in_place = [], unpacked(body, coding), len(body) <= SMALL_BYTES
+    while piece := next(unpacking) if in_place else await asyncio.to_thread(next, unpacking):
+        permit.add_bytes(len(piece))
+        pieces.append(piece)
+        in_place = False
+    return b"".join(pieces)
+
+
+def _narrowed(terms: Terms, parameters: Mapping[str, Any], services: Services) -> Terms:
+    """The terms with the priority and the smallest of all budgets. Raises BadRequest or Impossible."""
+    budgets_ms = [each for each in (_budget_ms(parameters), _timeout_ms(parameters)) if each is not None]
+    terms = replace(terms, priority=_whole(parameters, "priority", MAX_PRIORITY, "1 for the highest, or 0 for none"))
+    due = terms.arrival + min(budgets_ms, default=math.inf) / 1000
+    if due >= (terms.deadline if terms.order_by == terms.deadline else math.inf):  # what the header named, if it did
+        return terms
+    services.admission.check_possible(terms.widths, due - terms.arrival)
+    return replace(terms, order_by=due, deadline=due)
+
+
+def _budget_ms(parameters: Mapping[str, Any]) -> float | None:
+    name = "latency_budget_ms"
+    return read_budget_ms({name: str(parameters[name])}, name) if name in parameters else None
+
+
+def _timeout_ms(parameters: Mapping[str, Any]) -> float | None:
+    microseconds = _whole(parameters, "timeout", MAX_TIMEOUT_US, "in microseconds, or 0 for none")
+    return microseconds / 1000 if microseconds else None
+
+
+def _whole(parameters: Mapping[str, Any], name: str, most: int, meaning: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= most:
+        raise BadRequest(f"{name} is {reprlib.repr(value)}; it must be a whole number up to {most}: {meaning}.")
+    return value
+
+
+def _settle(
+    services: Services, terms: Terms, answers: Sequence[Timed], state: MutableMapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Note what became of the request; the answer's headers, and its JSON but for the tensors."""
+    services.answered(answers)
+    widths = sorted({timed.answer.width for timed in answers})
+    met = time.monotonic() <= terms.order_by
+    state.update(outcome="met" if met else "missed", width=str(widths[0]) if len(widths) == 1 else "")
+    if len(answers) == 1:
+        state["ran_until"] = answers[0].answer.ran_until
+    seconds = {
+        "decode": max(timed.decode_s for timed in answers),
+        "queue": max(timed.answer.queue_s for timed in answers),
+        "inference": max(timed.answer.inference_s for timed in answers),
+        "total": time.monotonic() - terms.arrival,
+    }
+    headers = {
+        "X-Scala-Width": ", ".join(map(str, widths)),
+        "X-Budget-Met": str(met).lower(),
+        "Server-Timing": ", ".join(f"{stage};dur={1000 * each:.3f}" for stage, each in seconds.items()),
+    }
+    budget_ms = round(1000 * (terms.order_by - terms.arrival), 3)
+    return headers, {"parameters": {"budget_ms": budget_ms, "budget_met": met}}
+
+
+def _write(
+    model: Classifier, asked: codec.Request, answers: Sequence[Timed], frame: Mapping[str, Any], coding: str | None
+) -> tuple[bytes, dict[str, str]]:
+    """The answer's body, and the headers that tell its form."""
+    outputs = model.outputs(asked, [timed.answer for timed in answers])
+    named = {} if asked.id is None else {"id": asked.id}
+    frame = {"model_name": model.name, "model_version": VERSION, **named, **frame}
+    body, json_bytes = codec.write_response(frame, outputs)
+    headers = {"Content-Type": "application/json"}
+    if json_bytes is not None:
+        headers = {"Content-Type": "application/octet-stream", HEADER_BYTES: str(json_bytes)}
+    if coding is not None and len(body) > PACKET_BYTES and len(packed := pack(body, coding)) < len(body):
+        return packed, headers | {"Content-Encoding": coding}
+    return body, headers
