@@ -6,6 +6,7 @@ parsers stumble over is one of our errors.
 
 from __future__ import annotations
 
+import binascii
 import io
 import re
 import warnings
@@ -19,7 +20,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
-from server.types import SMALL_BYTES
+from server.types import SMALL_BYTES, Encoded
 
 _MEDIA_TYPES_OF = {
     "JPEG": ("image/jpeg", "image/jpg"),
@@ -32,6 +33,8 @@ _MEDIA_TYPES_OF = {
 }
 IMAGE_FORMATS = tuple(name for name in _MEDIA_TYPES_OF if name != "AVIF" or features.check("avif"))
 MEDIA_TYPES = tuple(media_type for name in IMAGE_FORMATS for media_type in _MEDIA_TYPES_OF[name])
+
+_BASE64_PIECE = 2**18  # characters; a multiple of four
 
 # Types that say nothing about the bytes, which then speak for themselves. The last is what `curl --data-binary` sends.
 _SNIFFED = ("", "application/octet-stream", "image/*", "application/x-www-form-urlencoded")
@@ -79,22 +82,24 @@ class ImageDecoder:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    def __call__(self, body: bytes) -> NDArray[np.uint8]:
+    def __call__(self, encoded: Encoded) -> NDArray[np.uint8]:
         """The image's pixels, uint8 (image_size, image_size, 3).
 
-        Raises ``BadRequest`` for an empty body, ``UnsupportedImage`` for bytes that are no image we know, ``TooLarge``
-        before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that fails to decode.
+        Raises ``BadRequest`` for an empty image and for text that is no base64, ``UnsupportedImage`` for bytes that are
+        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that
+        fails to decode.
         """
+        body = _bytes_of(encoded)
         with self._our_errors(body), self._open(body) as image:
             return to_pixels(image, self.spec)
 
-    def if_small(self, body: bytes) -> NDArray[np.uint8] | None:
+    def if_small(self, encoded: Encoded) -> NDArray[np.uint8] | None:
         """The same for an image that takes about a millisecond at most; None, nothing decoded, for any other.
 
         Small is a JPEG of one scan, or a PNG without compressed metadata, of at most ``SMALL_BYTES`` that declares at
         most ``SMALL_PIXELS``.
         """
-        if len(body) > SMALL_BYTES or not _is_plain(body):
+        if len(encoded) > SMALL_BYTES or not _is_plain(body := _bytes_of(encoded)):
             return None
         with self._our_errors(body), self._open(body) as image:
             return to_pixels(image, self.spec) if image.width * image.height <= SMALL_PIXELS else None
@@ -132,6 +137,23 @@ class ImageDecoder:
 
     def _too_large(self, num_pixels: str) -> TooLarge:
         return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+
+
+def _bytes_of(encoded: Encoded) -> bytes:
+    """Raises BadRequest. In pieces of about a millisecond, between which other threads get the interpreter."""
+    if isinstance(encoded, bytes):
+        return encoded
+    try:
+        pieces = (encoded[start : start + _BASE64_PIECE] for start in range(0, len(encoded), _BASE64_PIECE))
+        body = b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
+        if len(body) != 3 * len(encoded) // 4 - encoded[-2:].count("="):
+            raise ValueError("Excess data after padding")  # in the middle, where a piece happened to end
+    except ValueError as error:
+        raise BadRequest(
+            f"The image is not base64: {error}. Send it in the standard alphabet, padded, without line breaks and "
+            "without 'data:' before it."
+        ) from None
+    return body
 
 
 def _is_plain(body: bytes) -> bool:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+_Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+class Images(BaseModel):
+    """The JSON form of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[_Base64] = Field(min_length=1, description="Encoded images, in base64")
 
 
 class Prediction(BaseModel):

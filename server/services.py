@@ -13,6 +13,7 @@ from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
+from server.errors import RequestError
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -23,7 +24,7 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
 from server.settings import Settings
-from server.types import Job, Pixels, Terms, Timed
+from server.types import Encoded, Job, Pixels, Received, Terms, Timed
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,23 @@ class Services:
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
 
-    async def decode(self, encoded: bytes) -> Pixels:
-        """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises.
+    async def decode(self, received: Received) -> Pixels:
+        """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises, or was received.
 
         A 64 x 64 JPEG took 0.2 ms in place and 0.4 by way of a thread on an idle server; under overload, with threads
         waiting for the interpreter's lock, 0.4 and 20.
         """
+        if isinstance(received, RequestError):
+            raise received
         started = time.monotonic()
         try:
-            pixels = self.decoder.if_small(encoded)
-            return pixels if pixels is not None else await self._decode_in_pool(encoded)
+            pixels = self.decoder.if_small(received)
+            return pixels if pixels is not None else await self._decode_in_pool(received)
         finally:
             now = time.monotonic()
-            self.monitor.decode(len(encoded)).observe(now - started, now)
+            self.monitor.decode(len(received)).observe(now - started, now)
 
-    async def _decode_in_pool(self, encoded: bytes) -> Pixels:
+    async def _decode_in_pool(self, encoded: Encoded) -> Pixels:
         """A body waits here for a decoder, not in the pool, which would keep it when its request has long expired."""
         self.admission.preparing += 1
         try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from fastapi import APIRouter
+from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -18,11 +19,22 @@ from starlette.types import Receive
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge, Unavailable
+from server.errors import (
+    BadRequest,
+    Expired,
+    Gone,
+    Impossible,
+    RequestError,
+    Shed,
+    TooLarge,
+    Unavailable,
+    UnsupportedImage,
+)
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
+from server.schemas import Images
 from server.services import Services
-from server.types import Job, Terms, Timed
+from server.types import Job, Received, Terms, Timed
 
 MAX_BUDGET_MS = 600_000
 LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
@@ -37,7 +49,7 @@ async def classify(request: Request) -> Response:
     services.lifecycle.check_serving()
     terms = request.scope["state"]["terms"] = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
-    images: list[bytes] = []
+    images: list[Received] = []
     jobs: list[Job] = []
     client = Client(request.receive)
     try:
@@ -68,11 +80,11 @@ async def classify(request: Request) -> Response:
     return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 
 
-async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs: list[Job]) -> Timed | Exception:
+async def classify_image(services: Services, terms: Terms, image: Received, jobs: list[Job]) -> Timed | Exception:
     """Decode, queue, and wait for the batch. An image's fault is returned, so that it stays with that image."""
     started = time.monotonic()
     try:
-        pixels = await services.decode(encoded)
+        pixels = await services.decode(image)
         queued_at = time.monotonic()
         services.arrived(terms)
         services.lifecycle.check_serving()
@@ -109,18 +121,37 @@ class Client:
             limit.reschedule(0)
 
 
-async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bool]:
-    """The encoded images of a request, and whether it is the one-image form.
+async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:
+    """The encoded images of a request, and whether there is one, which is answered without a list.
 
     Raises BadRequest, UnsupportedImage, TooLarge or Shed.
     """
-    content_type = request.headers.get("content-type")
-    if not (content_type or "").lower().startswith("multipart/form-data"):
-        check_media_type(content_type)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("multipart/form-data", "application/json"):
+        check_media_type(media_type)
         body = await read_body(request, permit)
         permit.set_images(1)
         return [body], True
     body = await read_body(request, permit)
+    read = read_json if media_type == "application/json" else read_form
+    images = await read(request, body, permit)
+    return images, len(images) == 1
+
+
+async def read_json(request: Request, body: bytes, permit: Permit) -> list[Received]:
+    """The images of ``{"images": [...]}``, still base64. Raises BadRequest, TooLarge or Shed."""
+    try:
+        images: list[Received] = [*Images.model_validate_json(body).images]
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise BadRequest(f'The body must be {{"images": ["<base64>", ...]}}; {where}: {first["msg"]}.') from None
+    permit.set_images(len(images))
+    return images
+
+
+async def read_form(request: Request, body: bytes, permit: Permit) -> list[Received]:
+    """The ``file`` parts of a multipart form. Raises BadRequest, TooLarge or Shed."""
     parser = MultiPartParser(
         request.headers, _once(body), max_files=permit.admission.max_images + 1, max_part_size=len(body)
     )
@@ -134,11 +165,17 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bo
         if not files:
             raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
         permit.set_images(len(files))
-        for part in files:
-            check_media_type(part.content_type)
-        return [await part.read() for part in files], len(files) == 1
+        return [await read_part(part) for part in files]
     finally:
         await form.close()
+
+
+async def read_part(part: UploadFile) -> Received:
+    try:
+        check_media_type(part.content_type)
+    except UnsupportedImage as error:
+        return error
+    return await part.read()
 
 
 async def read_body(request: Request, permit: Permit) -> bytes:
