@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,11 +16,13 @@ import psutil
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
 from scala_model.width import Width
 from server.admission import Admission
+from server.api_keys import Gate
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
 from server.edge import Edge, answer_error
@@ -39,6 +41,7 @@ from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model, quote
+from server.routes.documentation import ANSWER_HEADERS
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
@@ -122,7 +125,21 @@ def assemble(
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
-    return Edge(app, services, {("POST", "/v1/classify"): classify.classify}), services
+    edge = Edge(app, services, {("POST", "/v1/classify"): classify.classify}, Gate.of(settings))
+    return _for_pages_of(settings.cors_origins, edge), services
+
+
+def _for_pages_of(origins: Sequence[str] | None, edge: Edge) -> ASGIApp:
+    """Lets pages of other origins call the server. Outermost, so that they can read every answer, errors included."""
+    if not origins:
+        return edge
+    return CORSMiddleware(
+        edge,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),  # nothing is done for a cookie, so there is no header to keep from a page
+        expose_headers=ANSWER_HEADERS,
+    )
 
 
 def _planner(

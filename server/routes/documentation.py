@@ -7,6 +7,16 @@ from typing import Any
 from server.decode import MEDIA_TYPES
 from server.schemas import Classification, Classifications, Problem
 
+ANSWER_HEADERS = (  # those that a page of another origin may read
+    "X-Request-Id",
+    "X-Scala-Width",
+    "X-Budget-Met",
+    "Server-Timing",
+    "Retry-After",
+    "WWW-Authenticate",
+    "Inference-Header-Content-Length",
+)
+
 
 def _header(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "schema": schema, "description": text}

@@ -13,6 +13,9 @@ from starlette.responses import Response
 from server import errors
 
 STATUSES: dict[type[errors.RequestError], int] = {
+    errors.NoApiKey: 401,
+    errors.UnknownApiKey: 403,
+    errors.RateLimited: 429,
     errors.BadRequest: 400,
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
@@ -25,6 +28,9 @@ STATUSES: dict[type[errors.RequestError], int] = {
     errors.Expired: 504,
 }
 TITLES = {
+    errors.NoApiKey: "No API key",
+    errors.UnknownApiKey: "Unknown API key",
+    errors.RateLimited: "Too many requests",
     errors.BadRequest: "Bad request",
     errors.TooLarge: "Too large",
     errors.UnsupportedImage: "Not an image we read",
@@ -57,7 +63,9 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
 def problem_response(error: Exception, request_id: str) -> Response:
     content = problem(error, request_id)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    if isinstance(error, errors.Shed):
+    if isinstance(error, errors.NoApiKey):
+        headers["WWW-Authenticate"] = 'Bearer realm="scala-serve"'
+    if isinstance(error, errors.Shed | errors.RateLimited):
         headers["Retry-After"] = str(int(error.retry_after_s))
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
