@@ -22,8 +22,8 @@ from server.planner import Planner
 from server.policies import Policy
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
+from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
-from server.settings import Settings
 from server.types import Encoded, Job, Pixels, Received, Terms, Timed
 
 
@@ -31,7 +31,7 @@ from server.types import Encoded, Job, Pixels, Received, Terms, Timed
 class Services:
     """The parts, and the few notes that routes make of what happens."""
 
-    settings: Settings
+    settings: EffectiveSettings
     checkpoint: Checkpoint
     lifecycle: Lifecycle
     metrics: Metrics
