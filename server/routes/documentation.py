@@ -7,6 +7,7 @@ edge does for all routes, and what only the running server knows: its widths, it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,7 +18,7 @@ from server import errors
 from server.api_keys import is_open
 from server.decode import MEDIA_TYPES
 from server.routes.problem import problem
-from server.schemas import Classification, Classifications, Images, Problem
+from server.schemas import Classification, Classifications, EffectiveSettings, Images, Problem
 
 ANSWER_HEADERS = (  # those that a page of another origin may read
     "X-Request-Id",
@@ -41,6 +42,44 @@ _ANSWER = {
     "batch_size": 1,
     "timing_ms": {"decode": 0.845, "queue": 1.088, "inference": 1.304, "total": 4.293},
 }
+_QUOTE = {
+    "budget_ms": 100.0,
+    "admitted": True,
+    "width": 1.0,
+    "expected_accuracy": 0.3136,
+    "chance": 0.99,
+    "reason": None,
+}
+_MODEL = {
+    "name": "scala-xs-tiny-imagenet",
+    "image_size": 48,
+    "classes": ["goldfish", "European fire salamander"],
+    "widths": [
+        {
+            "width": 0.25,
+            "accuracy": 0.2353,
+            "accuracy_ci95": [0.2271, 0.2437],
+            "parameters": 77576,
+            "macs": 2938944,
+            "dominated": False,
+            "dominated_at": [],
+            "latency_ms": {"1": {"p50": 0.239, "p99": 0.579}, "2": {"p50": 0.428, "p99": 0.674}},
+        }
+    ],
+    "architecture": {"image_size": 48, "patch_size": 8, "embed_dim": 128, "depth": 5, "num_heads": 2},
+    "preprocessing": {"image_size": 48, "crop_ratio": 1.0},
+    "evaluation": {"dataset": "tiny-imagenet val", "images": 10000},
+    "training": {"recipe": "scala-xs-tiny-imagenet"},
+    "weights_sha256": "673650c861246bbb0d5c3d7f5776b06468fee0305b5e99862dc78559639b6bd7",
+}
+_SETTINGS = EffectiveSettings(
+    checkpoint=Path("checkpoints/scala-xs-tiny-imagenet"),
+    engine="openvino 2026.4.1 bf16",
+    device="AMD EPYC",
+    num_threads=1,
+    max_batch=16,
+    profile_dir=Path("/root/.cache/scala-serve"),
+).model_dump(mode="json")
 _OFFERS = {"widths": [{"width": 0.25, "accuracy": 0.2353, "latency_ms": 1.1}]}
 _NOT_BASE64 = errors.BadRequest("The image is not base64: Incorrect padding.")
 _BROKEN = errors.BrokenImage("The image is damaged or incomplete.")
@@ -95,10 +134,34 @@ _ANSWERED = {
 _BUDGET = {"type": "number", "exclusiveMinimum": 0, "maximum": 600_000}
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 
-SETTINGS: dict[str, Any] = {"response_description": "By the names that environment and file have for them"}
+
+def _text(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "content": {"text/plain": {"schema": {"type": "string"}, "example": example}}}
+
+
+def _example(description: str, example: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Of an answer whose schema the framework reads off the route."""
+    return {200: {"description": description, "content": {"application/json": {"example": example}}}}
+
+
+LIVEZ: dict[str, Any] = {"responses": {200: _text("The event loop turns", "ok")}}
+READYZ: dict[str, Any] = {
+    "responses": {
+        200: _text("The narrowest and the widest width are warmed", "ready"),
+        503: _text("Starting, draining or failed", "starting: the first widths are being warmed"),
+    }
+}
+METRICS: dict[str, Any] = {
+    "responses": {200: _text("Prometheus text format", 'scala_budget_total{outcome="met"} 3781.0')}
+}
+SETTINGS: dict[str, Any] = {
+    "responses": _example("By the names that environment and file have for them", _SETTINGS),
+}
+MODEL: dict[str, Any] = {"responses": _example("The card, with what this machine makes of each width", _MODEL)}
 
 QUOTE: dict[str, Any] = {
     "responses": {
+        **_example("What such a request would get", _QUOTE),
         400: _problem("No budget, or one that makes no sense", [errors.BadRequest("There is no budget_ms.")]),
         503: _problem("Starting, draining or failed", [_STARTING]),
     },

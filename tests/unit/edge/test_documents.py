@@ -55,6 +55,7 @@ def test_every_answer_and_header_is_documented_with_an_example(site: Runner) -> 
                 assert answer["headers"].keys() >= {"X-Request-Id"}, (path, status)
                 for header in answer["headers"].values():
                     assert {"description", "example", "schema"} <= header.keys(), (path, status)
+                assert all({"example", "examples"} & content.keys() for content in answer["content"].values()), path
                 if int(status) >= 400 and "application/problem+json" in answer["content"]:
                     for example in answer["content"]["application/problem+json"]["examples"].values():
                         assert example["value"]["status"] == int(status), path
