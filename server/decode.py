@@ -34,6 +34,8 @@ _MEDIA_TYPES_OF = {
 IMAGE_FORMATS = tuple(name for name in _MEDIA_TYPES_OF if name != "AVIF" or features.check("avif"))
 MEDIA_TYPES = tuple(media_type for name in IMAGE_FORMATS for media_type in _MEDIA_TYPES_OF[name])
 
+Received = Encoded | RequestError  # one image of a request, or why a part of it is none
+
 _BASE64_PIECE = 2**18  # characters; a multiple of four
 
 # Types that say nothing about the bytes, which then speak for themselves. The last is what `curl --data-binary` sends.

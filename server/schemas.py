@@ -13,9 +13,9 @@ _Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 
 class Images(BaseModel):
-    """The JSON form of a request."""
+    """The JSON form of a request; ``routes/classify.py`` reads it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     images: list[_Base64] = Field(min_length=1, description="Encoded images, in base64")
 

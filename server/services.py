@@ -12,7 +12,7 @@ from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
-from server.decode import ImageDecoder
+from server.decode import ImageDecoder, Received
 from server.errors import RequestError
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
@@ -24,7 +24,7 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
-from server.types import Encoded, Job, Pixels, Received, Terms, Timed
+from server.types import Encoded, Job, Pixels, Terms, Timed
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scala_model.width import Width
-from server.errors import RequestError
 
 SMALL_BYTES = 32 * 1024  # an encoded image of at most so many may be decoded in place
 Encoded = bytes | str  # an image's bytes as they were sent, or base64 of them
-Received = Encoded | RequestError  # one image of a request, or why a part of it is none
 Pixels = NDArray[np.uint8]  # (image_size, image_size, 3)
 Probabilities = NDArray[np.float32]  # (B, classes)
 
