@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,12 +15,15 @@ from importlib.metadata import version
 import psutil
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
 from scala_model.width import Width
 from server.admission import Admission
+from server.api_keys import Gate
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
 from server.device import Device
@@ -40,6 +43,9 @@ from server.profile_store import Key, ProfileStore, Table, default_folder
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.routes import classify, health, model, oip, quote
+from server.routes import settings as settings_route
+from server.routes.documentation import ANSWER_HEADERS, document
+from server.schemas import EffectiveSettings
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
@@ -83,7 +89,7 @@ def assemble(
     planner = _planner(settings, policy, fixed, profile, monitor, decision_log)
     num_decoders = max(1, int(machine.cpus))
     services = Services(
-        settings=settings,
+        settings=_effective(settings, engine),
         checkpoint=replace(checkpoint, weights={}),  # the engine's alone, to be freed once it has made its own of them
         lifecycle=lifecycle,
         metrics=metrics,
@@ -115,19 +121,50 @@ def assemble(
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
     )
-    app = FastAPI(
+    app = FastAPIOffline(
         title="scala-serve",
         version=version("scala-serve"),
         description="Image classification that never takes longer than asked.",
         lifespan=_lifespan(services, engine, machine),
         redoc_url=None,
+        static_url="/docs/assets",
     )
-    for routes in (classify, quote, health, model, oip):
+    for routes in (classify, quote, health, model, settings_route, oip):
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
+    gate = Gate.of(settings)
+    document(app, num_classes=len(services.labels), widths=[*map(float, measured)], keys=gate is not None)
     paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(checkpoint.card["name"]), oip.infer)}
-    return Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}), services
+    edge = Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}, gate)
+    return _for_pages_of(settings.cors_origins, edge), services
+
+
+def _effective(settings: Settings, engine: Engine) -> EffectiveSettings:
+    """What was left to the machine and the package, filled in."""
+    found = {
+        "checkpoint": settings.checkpoint or default_checkpoint(),
+        "engine": engine.name,
+        "device": engine.device,
+        "num_threads": engine.threads,
+        "max_batch": engine.max_batch,
+        "profile_dir": settings.profile_dir or default_folder(),
+        "tls_key_password": settings.tls_key_password and str(settings.tls_key_password),
+    }
+    return EffectiveSettings(**(settings.model_dump() | found))
+
+
+def _for_pages_of(origins: Sequence[str] | None, edge: Edge) -> ASGIApp:
+    """Lets pages of other origins call the server. Outermost, so that they can read every answer, errors included."""
+    if not origins:
+        return edge
+    return CORSMiddleware(
+        edge,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),  # nothing is done for a cookie, so there is no header to keep from a page
+        expose_headers=ANSWER_HEADERS,
+    )
 
 
 def _planner(

@@ -19,6 +19,7 @@ import typer
 from typer.models import OptionInfo
 
 from scala_model.train.recipe import names
+from server.api_key_command import api_key
 from server.bench.command import bench
 from server.replay_command import replay
 from server.simulation.command import simulate
@@ -95,12 +96,28 @@ def serve(
     profile_dir: ProfileDirFlag = None,
     decision_log: Annotated[str | None, _setting("DIR", "Records every decision, for replay.", "no record")] = None,
     decision_log_bytes: Annotated[str | None, _setting("N", "Bytes that the record may have.", "67108864")] = None,
+    api_keys_file: Annotated[
+        str | None, _setting("FILE", "Asks for an API key whose hash is in it; see api-key.", "no keys")
+    ] = None,
+    rate_limit: Annotated[
+        str | None, _setting("RATE", "Requests of each API key, such as 100/second.", "no limit")
+    ] = None,
+    cors_origins: Annotated[
+        str | None, _setting("URL,...", "Origins whose pages may call the server, or *.", "its own")
+    ] = None,
+    tls_cert: Annotated[str | None, _setting("FILE", "Certificate chain (PEM): HTTPS only.", "plain HTTP")] = None,
+    tls_key: Annotated[str | None, _setting("FILE", "Private key of the certificate (PEM).", "none")] = None,
+    tls_client_ca: Annotated[
+        str | None, _setting("FILE", "Authorities (PEM) of the certificates that clients must show.", "none")
+    ] = None,
     drain_grace_s: Annotated[str | None, _setting("S", "Seconds of serving on after SIGTERM.", "5")] = None,
     drain_timeout_s: Annotated[str | None, _setting("S", "Seconds from SIGTERM to leaving anyway.", "30")] = None,
 ) -> None:
     """Serve a checkpoint over HTTP.
 
     A setting may also be a variable, SCALA_PORT=9000, or stand in the TOML file that SCALA_CONFIG names. A flag wins.
+    The password of an encrypted --tls-key is no flag, which everybody on the machine could read, but a variable or a
+    line of the file: SCALA_TLS_KEY_PASSWORD.
     """
     flags = dict(locals())
     from server.lifecycle import run
@@ -166,7 +183,7 @@ def profile(
     print(line)
 
 
-for command in (bench, simulate, replay):
+for command in (bench, simulate, replay, api_key):
     app.command()(command)
 
 

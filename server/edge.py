@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
+from server.api_keys import Gate
 from server.lifecycle import Lifecycle
 from server.routes.problem import error_response
 from server.services import Services
@@ -37,8 +38,14 @@ log = logging.getLogger("scala.http")
 class Edge:
     """``scope["state"]`` of every request carries ``services``, ``arrival`` (monotonic seconds) and ``request_id``."""
 
-    def __init__(self, app: ASGIApp, services: Services, hot: Mapping[tuple[str, str], Endpoint]) -> None:
-        self._app, self._services, self._hot = app, services, hot
+    def __init__(
+        self,
+        app: ASGIApp,
+        services: Services,
+        hot: Mapping[tuple[str, str], Endpoint],
+        gate: Gate | None = None,
+    ) -> None:
+        self._app, self._services, self._hot, self._gate = app, services, hot, gate
         self._lifecycle, self._metrics = services.lifecycle, services.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +59,10 @@ class Edge:
         self._lifecycle.in_flight += 1
         try:
             endpoint = self._hot.get((scope["method"], scope["path"]))
-            if endpoint is None:
+            if self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
+                response = await answer_error(Request(scope, receive), refusal)
+                await response(scope, receive, exchange.send)
+            elif endpoint is None:
                 await self._app(scope, receive, exchange.send)
             else:
                 response = await _respond(endpoint, Request(scope, receive))

@@ -1,11 +1,12 @@
 """Everything that can go wrong with a request, as one tree.
 
-A request meets the errors in this order: it asks for a model that is not here (``UnknownModel``); it is malformed
-(``BadRequest``), too big (``TooLarge``), not of a type that its route reads (``UnsupportedBody``), not an image
-type we read (``UnsupportedImage``) or an image that fails to decode (``BrokenImage``); no trained width
-could ever answer it (``Impossible``) or none can just now (``Shed``); the server is starting or leaving
-(``Unavailable``); its deadline passed (``Expired``). The caller may also have gone away (``Gone``). HTTP statuses
-are the edge's affair: see ``routes/problem.py``.
+A request meets the errors in this order: it has no API key where one is asked for (``NoApiKey``), one that is not known
+(``UnknownApiKey``) or one that was used too often (``RateLimited``); it asks for a model that is not here
+(``UnknownModel``); it is malformed (``BadRequest``), too big (``TooLarge``), not of a type that its route reads
+(``UnsupportedBody``), not an image type we read (``UnsupportedImage``) or an image that fails to decode
+(``BrokenImage``); no trained width could ever answer it (``Impossible``) or none can just now (``Shed``); the server is
+starting or leaving (``Unavailable``); its deadline passed (``Expired``). The caller may also have gone away (``Gone``).
+HTTP statuses are the edge's affair: see ``routes/problem.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ class RequestError(Exception):
 
 class UnknownModel(RequestError, LookupError):
     """Another model or version than the one that is served."""
+
+
+class NoApiKey(RequestError):
+    """The server asks for an API key, and there is none."""
+
+
+class UnknownApiKey(RequestError):
+    """The API key is none of this server's."""
+
+
+class RateLimited(RequestError):
+    """The API key was used more often than it may be. ``retry_after_s`` is when it may be again, in whole seconds."""
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class BadRequest(RequestError, ValueError):

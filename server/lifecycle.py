@@ -99,9 +99,11 @@ def run(settings: Settings) -> NoReturn:
     Raises CheckpointError or SettingsError before anything is listening.
     """
     from server.app import build_app
+    from server.tls import tls_options
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    https = tls_options(settings)
     app, services = build_app(settings)
     config = uvicorn.Config(
         app,
@@ -113,6 +115,7 @@ def run(settings: Settings) -> NoReturn:
         log_config=None,
         timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
         timeout_graceful_shutdown=1,
+        **https,
     )
     server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
     code = 0

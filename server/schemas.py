@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.settings import Settings
+
+_Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+class Images(BaseModel):
+    """The JSON form of a request; ``routes/classify.py`` reads it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[_Base64] = Field(min_length=1, description="Encoded images, in base64")
 
 
 class Prediction(BaseModel):
@@ -34,14 +47,23 @@ class Classification(BaseModel):
     request_id: str
 
 
+class Offer(BaseModel):
+    """What a width can do on this machine when it is idle."""
+
+    width: float
+    accuracy: float = Field(description="Top-1, 0 to 1; the width itself if never measured")
+    latency_ms: float = Field(description="The least budget that it can meet")
+
+
 class Problem(BaseModel):
     """RFC 9457."""
 
     type: str
     title: str
     status: int
-    detail: str
+    detail: str = Field(description="One sentence that names the value and the remedy")
     request_id: str
+    widths: list[Offer] | None = Field(None, description="Of what is impossible: what is possible instead")
 
 
 class ItemResult(BaseModel):
@@ -108,3 +130,18 @@ class Model(BaseModel):
     evaluation: dict[str, Any] | None
     training: dict[str, Any] | None
     weights_sha256: str
+
+
+class EffectiveSettings(Settings):
+    """What the server runs with: what was set, and what follows from the machine or the package. Secrets are masked."""
+
+    engine: str  # type: ignore[assignment]
+    """The engine and its version."""
+    device: str  # type: ignore[assignment]
+    """The model of the hardware that runs the network."""
+    checkpoint: Path
+    num_threads: int
+    max_batch: int
+    profile_dir: Path
+    tls_key_password: str | None = None  # type: ignore[assignment]
+    """Stars, if there is one."""

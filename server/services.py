@@ -14,8 +14,9 @@ from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.admission import Admission
 from server.decision_log import DecisionLog
-from server.decode import ImageDecoder
+from server.decode import ImageDecoder, Received
 from server.device import Device
+from server.errors import RequestError
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -25,8 +26,8 @@ from server.planner import Planner
 from server.policies import Policy
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
+from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
-from server.settings import Settings
 from server.types import Encoded, Job, Pixels, Raster, Terms, Timed
 
 
@@ -34,7 +35,7 @@ from server.types import Encoded, Job, Pixels, Raster, Terms, Timed
 class Services:
     """The parts, and the few notes that routes make of what happens."""
 
-    settings: Settings
+    settings: EffectiveSettings
     checkpoint: Checkpoint
     lifecycle: Lifecycle
     metrics: Metrics
@@ -55,18 +56,20 @@ class Services:
     measured_accuracy: dict[Width, float | None]
     batches: BatchTally = field(default_factory=BatchTally)
 
-    async def decode(self, image: Encoded | Raster) -> Pixels:
-        """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises.
+    async def decode(self, received: Received) -> Pixels:
+        """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises, or was received.
 
         A 64 x 64 JPEG took 0.2 ms in place and 0.4 by way of a thread on an idle server; under overload, with threads
         waiting for the interpreter's lock, 0.4 and 20.
         """
+        if isinstance(received, RequestError):
+            raise received
         started = time.monotonic()
         try:
-            pixels = self.decoder.if_small(image)
-            return pixels if pixels is not None else await self._decode_in_pool(image)
+            pixels = self.decoder.if_small(received)
+            return pixels if pixels is not None else await self._decode_in_pool(received)
         finally:
-            now, num_bytes = time.monotonic(), image.nbytes if isinstance(image, np.ndarray) else len(image)
+            now, num_bytes = time.monotonic(), received.nbytes if isinstance(received, np.ndarray) else len(received)
             self.monitor.decode(num_bytes).observe(now - started, now)
 
     async def _decode_in_pool(self, image: Encoded | Raster) -> Pixels:

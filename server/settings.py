@@ -14,12 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError, model_validator
 
 # Stricter than int() and float(), which also take white space, "8_000", "nan" and the digits of other scripts.
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _HOST = re.compile(r"[\w.:%-]+")  # names, IPv4, IPv6 with a zone; never "", which would listen on every interface
+_RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)( burst [1-9][0-9]{0,8})?")
+_ORIGIN = re.compile(r"https?://[^/?#@,*\s]+")  # as browsers send it: no path, no slash at the end
+
+
+SECRET = frozenset({"tls_key_password"})  # never shown, not even when wrong
 
 
 class SettingsError(ValueError):
@@ -56,6 +61,36 @@ def _folder(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError("must be the path of a folder")
     return Path(value)
+
+
+def _file_path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("must be the path of a file")
+    return Path(value)
+
+
+def _rate(value: object) -> str:
+    if not isinstance(value, str) or not _RATE.fullmatch(value):
+        raise ValueError("must be requests per second, minute or hour, such as 100/second or 100/second burst 200")
+    return value
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    """A list, or text with commas."""
+    origins = value.split(",") if isinstance(value, str) else value
+    if not isinstance(origins, list | tuple) or not all(
+        isinstance(origin, str) and (origin == "*" or _ORIGIN.fullmatch(origin)) for origin in origins
+    ):
+        raise ValueError(
+            "must be origins with commas between, such as https://app.example.com,http://localhost:3000, or *"
+        )
+    return tuple(origins)
+
+
+def _secret(value: object) -> SecretStr:
+    if not isinstance(value, str | SecretStr):
+        raise ValueError("must be text")
+    return value if isinstance(value, SecretStr) else SecretStr(value)
 
 
 def _policy(value: object) -> str:
@@ -124,10 +159,35 @@ class Settings(BaseModel):
     decision_log_bytes: Annotated[int, _whole(2**20, 2**40)] = 64 * 2**20
     """Bytes that the decision log may have; the oldest decisions are deleted."""
 
+    api_keys_file: Annotated[Path, BeforeValidator(_file_path)] | None = None
+    """File with a name and a hash of each API key, as `scala-serve api-key` writes them; by default none is needed."""
+    rate_limit: Annotated[str, BeforeValidator(_rate)] | None = None
+    """Requests that each API key may send, such as 100/second; by default as many as it likes."""
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] | None = None
+    """Origins whose pages may call this server, * for all; by default none but its own."""
+    tls_cert: Annotated[Path, BeforeValidator(_file_path)] | None = None
+    """PEM file of the server's certificate and its chain; with it, only HTTPS is served."""
+    tls_key: Annotated[Path, BeforeValidator(_file_path)] | None = None
+    """PEM file of the certificate's private key."""
+    tls_key_password: Annotated[SecretStr, BeforeValidator(_secret)] | None = None
+    """Password of an encrypted private key."""
+    tls_client_ca: Annotated[Path, BeforeValidator(_file_path)] | None = None
+    """PEM file of authorities that sign clients' certificates, which are then required; by default they are not."""
+
     drain_grace_s: Annotated[float, _number(0, 3600)] = 5.0
     """Seconds after SIGTERM for which new requests are still served."""
     drain_timeout_s: Annotated[float, _number(0, 3600)] = 30.0
     """Seconds after SIGTERM at which the server exits whatever is still in flight."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.rate_limit is not None and self.api_keys_file is None:
+            raise ValueError("rate_limit is for each API key: it needs api_keys_file")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both or neither")
+        if self.tls_cert is None and (self.tls_client_ca or self.tls_key_password):
+            raise ValueError("tls_client_ca and tls_key_password need tls_cert and tls_key")
+        return self
 
     @classmethod
     def load(cls, flags: Mapping[str, object] = {}, environ: Mapping[str, str] = os.environ) -> Self:
@@ -147,9 +207,13 @@ class Settings(BaseModel):
             settings = cls.model_validate({name: value for name, (_, value) in given.items()})
         except ValidationError as refusal:
             for error in refusal.errors():
-                where, value = given[str(error["loc"][0])]
                 accepted = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-                problems.append(f"{where} is {value!r:.200}; it {accepted}")
+                if not error["loc"]:
+                    problems.append(accepted)
+                    continue
+                name = str(error["loc"][0])
+                where, value = given[name]
+                problems.append(f"{where} is {'hidden' if name in SECRET else f'{value!r:.200}'}; it {accepted}")
         if problems:
             raise SettingsError("\n".join(problems))
         return settings

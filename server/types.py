@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scala_model.width import Width
 
 SMALL_BYTES = 32 * 1024  # an encoded image of at most so many may be decoded in place
-Encoded = bytes  # an image as a file holds it
+Encoded = bytes | str  # an image's bytes as a file holds them, or base64 of them
 Raster = NDArray[np.uint8]  # (height, width, 3), an image of any size
 Pixels = NDArray[np.uint8]  # (image_size, image_size, 3)
 Probabilities = NDArray[np.float32]  # (B, classes)

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import APIRouter
+from pydantic_core import from_json
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -13,8 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from scala_model.width import Width
 from server.admission import Permit
-from server.decode import MEDIA_TYPES, check_media_type
-from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable
+from server.decode import MEDIA_TYPES, Received, check_media_type
+from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedImage
 from server.response import classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
@@ -44,18 +45,42 @@ async def classify(request: Request) -> Response:
     return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 
 
-async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bool]:
-    """The encoded images of a request, and whether it is the one-image form.
+async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:
+    """The encoded images of a request, and whether there is one, which is answered without a list.
 
     Raises BadRequest, UnsupportedImage, TooLarge or Shed.
     """
-    content_type = request.headers.get("content-type")
-    if not (content_type or "").lower().startswith("multipart/form-data"):
-        check_media_type(content_type)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("multipart/form-data", "application/json"):
+        check_media_type(media_type)
         body = await read_body(request, permit)
         permit.set_images(1)
         return [body], True
     body = await read_body(request, permit)
+    read = read_json if media_type == "application/json" else read_form
+    images = await read(request, body, permit)
+    return images, len(images) == 1
+
+
+async def read_json(request: Request, body: bytes, permit: Permit) -> list[Received]:
+    """The images of ``{"images": [...]}``, still base64. Raises BadRequest, TooLarge or Shed."""
+    form, most = '{"images": ["<base64>", ...]}', permit.admission.max_images
+    if body.count(b",") > 2 * most:  # 20 MB of small values would keep the event loop for a second
+        raise TooLarge(f"The JSON body has more entries than the queue has places ({most}): send fewer images at once.")
+    try:
+        document = from_json(body)
+    except ValueError as error:
+        raise BadRequest(f"The JSON body, which must be {form}, cannot be read: {error}.") from None
+    # By hand: a model would list every fault of a body that may be made of millions.
+    images = document.get("images") if isinstance(document, dict) and len(document) == 1 else None
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+        raise BadRequest(f"The JSON body must be {form}: nothing but a list of one or more texts.")
+    permit.set_images(len(images))
+    return images
+
+
+async def read_form(request: Request, body: bytes, permit: Permit) -> list[Received]:
+    """The ``file`` parts of a multipart form. Raises BadRequest, TooLarge or Shed."""
     parser = MultiPartParser(
         request.headers, _once(body), max_files=permit.admission.max_images + 1, max_part_size=len(body)
     )
@@ -69,11 +94,17 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[bytes], bo
         if not files:
             raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
         permit.set_images(len(files))
-        for part in files:
-            check_media_type(part.content_type)
-        return [await part.read() for part in files], len(files) == 1
+        return [await read_part(part) for part in files]
     finally:
         await form.close()
+
+
+async def read_part(part: UploadFile) -> Received:
+    try:
+        check_media_type(part.content_type)
+    except UnsupportedImage as error:
+        return error
+    return await part.read()
 
 
 async def read_body(request: Request, permit: Permit) -> bytes:

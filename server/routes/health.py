@@ -7,18 +7,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from server.routes.documentation import LIVEZ, METRICS, READYZ
 from server.services import Services
 
 router = APIRouter()
 
 
-@router.get("/livez", response_class=PlainTextResponse)
+@router.get("/livez", response_class=PlainTextResponse, **LIVEZ)
 async def livez() -> str:
     """200 while the event loop turns."""
     return "ok"
 
 
-@router.get("/readyz", response_class=PlainTextResponse)
+@router.get("/readyz", response_class=PlainTextResponse, **READYZ)
 async def readyz(request: Request) -> Response:
     """200 once the narrowest and the widest width are warmed; 503 while starting, draining or failed."""
     services: Services = request.scope["state"]["services"]
@@ -26,7 +27,7 @@ async def readyz(request: Request) -> Response:
     return PlainTextResponse("ready" if ready else services.lifecycle.why_not_ready(), 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, **METRICS)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     services: Services = request.scope["state"]["services"]

@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from server.routes.documentation import MODEL
 from server.schemas import Latency, Model, ModelWidth
 from server.services import Services
 
 router = APIRouter()
 
 
-@router.get("/v1/model")
+@router.get("/v1/model", **MODEL)
 async def model(request: Request) -> Model:
     """The checkpoint's card and the latency profile of its widths."""
     services: Services = request.scope["state"]["services"]

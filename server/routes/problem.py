@@ -15,6 +15,9 @@ from server import errors
 
 STATUSES: dict[type[errors.RequestError], int] = {
     errors.UnknownModel: 404,
+    errors.NoApiKey: 401,
+    errors.UnknownApiKey: 403,
+    errors.RateLimited: 429,
     errors.BadRequest: 400,
     errors.TooLarge: 413,
     errors.UnsupportedBody: 415,
@@ -29,6 +32,9 @@ STATUSES: dict[type[errors.RequestError], int] = {
 }
 TITLES = {
     errors.UnknownModel: "No such model",
+    errors.NoApiKey: "No API key",
+    errors.UnknownApiKey: "Unknown API key",
+    errors.RateLimited: "Too many requests",
     errors.BadRequest: "Bad request",
     errors.TooLarge: "Too large",
     errors.UnsupportedBody: "Not a body we read",
@@ -63,7 +69,9 @@ def error_response(error: Exception, scope: Scope) -> Response:
     """In the form of the request's route: the Open Inference Protocol knows ``{"error": ...}`` alone."""
     content = problem(error, scope["state"]["request_id"])
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    if isinstance(error, errors.Shed):
+    if isinstance(error, errors.NoApiKey):
+        headers["WWW-Authenticate"] = 'Bearer realm="scala-serve"'
+    if isinstance(error, errors.Shed | errors.RateLimited):
         headers["Retry-After"] = str(int(error.retry_after_s))
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"

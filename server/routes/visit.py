@@ -12,9 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from server.admission import Permit
+from server.decode import Received
 from server.errors import BadRequest, BrokenImage, Expired, Gone, RequestError, Shed, TooLarge, UnsupportedImage
 from server.services import Services
-from server.types import Encoded, Job, Raster, Terms, Timed
+from server.types import Job, Terms, Timed
 
 IMAGE_FAULTS = (BadRequest, BrokenImage, TooLarge, UnsupportedImage)
 
@@ -71,7 +72,7 @@ class Visit:
         if not self._seen:
             self._services.arrived(self.terms)
 
-    async def classify_each(self, images: Sequence[Encoded | Raster]) -> list[Timed | RequestError]:
+    async def classify_each(self, images: Sequence[Received]) -> list[Timed | RequestError]:
         """The outcome of each image, queued together. A fault stays with its image."""
         with self._working(images):
             queued = [self._queue(each) if isinstance(each, Job) else each for each in await self._decode(images)]
@@ -79,7 +80,7 @@ class Visit:
                 await asyncio.gather(*(job.answer for job in self.jobs), return_exceptions=True)
             return [await _outcome(each) if isinstance(each, Job) else each for each in queued]
 
-    async def classify_all(self, images: Sequence[Encoded | Raster]) -> list[Timed]:
+    async def classify_all(self, images: Sequence[Received]) -> list[Timed]:
         """The answers to all images, which are worth nothing without each other: the first fault is raised, naming its
         image if it is that one's alone, and those that still wait are not run."""
         with self._working(images):
@@ -95,7 +96,7 @@ class Visit:
             return [Timed(job.answer.result(), job.decode_s) for job in self.jobs]
 
     @contextmanager
-    def _working(self, images: Sequence[Encoded | Raster]) -> Iterator[None]:
+    def _working(self, images: Sequence[Received]) -> Iterator[None]:
         """All bytes are in. Whatever happens now, no image stays in the queue for nobody."""
         self.num_images, self._state["jobs"] = len(images), self.jobs
         with self._client.watched(self.limit):
@@ -105,7 +106,7 @@ class Visit:
                 for job in self.jobs:
                     job.answer.cancel()
 
-    async def _decode(self, images: Sequence[Encoded | Raster]) -> list[Job | RequestError]:
+    async def _decode(self, images: Sequence[Received]) -> list[Job | RequestError]:
         if len(images) == 1:
             return [await self._decode_one(images[0])]
         async with asyncio.TaskGroup() as group:
@@ -115,7 +116,7 @@ class Visit:
                 await asyncio.sleep(0)  # small ones are decoded in place: between two of them others have their turn
         return [task.result() for task in work]
 
-    async def _decode_one(self, image: Encoded | Raster) -> Job | RequestError:
+    async def _decode_one(self, image: Received) -> Job | RequestError:
         started = time.monotonic()
         try:
             pixels = await self._services.decode(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import time
@@ -154,6 +155,24 @@ def test_one_pixel_is_an_image(decoder: ImageDecoder, image_format: str) -> None
 def test_a_jpeg_that_stores_rgb_keeps_its_colours(decoder: ImageDecoder) -> None:
     pixels = decoder(encoded(Image.new("RGB", (64, 64), (200, 30, 90)), "JPEG", keep_rgb=True, quality=95))
     assert np.abs(pixels.astype(int) - (200, 30, 90)).max() <= 2
+
+
+def test_base64_of_an_image_is_that_image(decoder: ImageDecoder) -> None:
+    """In pieces, where it is long: 1.6 MB are seven."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8))
+    for image in (photo(48, 36), noise):
+        body = encoded(image, "PNG")
+        np.testing.assert_array_equal(decoder(base64.b64encode(body).decode()), decoder(body))
+    assert len(body) > 4 * 2**18
+
+
+@pytest.mark.parametrize("at", [2**18, 2**19])
+def test_base64_that_ends_in_its_middle_is_refused_wherever_that_is(decoder: ImageDecoder, at: int) -> None:
+    text = base64.b64encode(bytes(2**20)).decode()
+    with pytest.raises(BadRequest, match="base64"):
+        decoder(text[: at - 4] + "QQ==" + text[at:])
+    with pytest.raises(UnsupportedImage):
+        decoder(text)
 
 
 def test_threads_share_nothing(decoder: ImageDecoder) -> None:

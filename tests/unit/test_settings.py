@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from server.settings import Settings, SettingsError
 
@@ -56,6 +56,13 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "profile_dir": None,
         "decision_log": None,
         "decision_log_bytes": 67108864,
+        "api_keys_file": None,
+        "rate_limit": None,
+        "cors_origins": None,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_key_password": None,
+        "tls_client_ca": None,
         "drain_grace_s": 5,
         "drain_timeout_s": 30,
     }
@@ -99,6 +106,13 @@ def test_every_setting_can_be_given_as_text() -> None:
         "profile_dir": "cache",
         "decision_log": "decisions",
         "decision_log_bytes": "2000000",
+        "api_keys_file": "keys",
+        "rate_limit": "100/second burst 200",
+        "cors_origins": "https://a.example,http://localhost:3000",
+        "tls_cert": "cert.pem",
+        "tls_key": "key.pem",
+        "tls_key_password": "secret",
+        "tls_client_ca": "ca.pem",
         "drain_grace_s": "0",
         "drain_timeout_s": ".5",
     }
@@ -109,6 +123,12 @@ def test_every_setting_can_be_given_as_text() -> None:
         "checkpoint": Path("some/folder"),
         "profile_dir": Path("cache"),
         "decision_log": Path("decisions"),
+        "api_keys_file": Path("keys"),
+        "cors_origins": ("https://a.example", "http://localhost:3000"),
+        "tls_cert": Path("cert.pem"),
+        "tls_key": Path("key.pem"),
+        "tls_key_password": SecretStr("secret"),
+        "tls_client_ca": Path("ca.pem"),
         "default_budget_ms": 250.0,
         "drain_timeout_s": 0.5,
     }
@@ -153,6 +173,12 @@ def test_every_setting_is_described() -> None:
         ("profile_dir", 1),
         ("decision_log", 1),
         *(("decision_log_bytes", value) for value in (0, "1048575", "64M")),
+        *((name, 1) for name in ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca")),
+        *(
+            ("rate_limit", value)
+            for value in ("100", "0/second", "100/day", "ten/second", " 1/second", "1/second,2/hour")
+        ),
+        *(("cors_origins", value) for value in ("app.example", "https://a/", "https://a, https://b", "https://*.a", 1)),
         ("log_level", "loud"),
         *(("workers", value) for value in (0, 2, "2", True, "x")),
     ],
@@ -186,6 +212,33 @@ def test_a_wrong_value_in_a_file_is_named_with_file_and_key(toml: Callable[[str]
 def test_an_empty_host_in_a_file_would_listen_everywhere_and_is_refused(toml: Callable[[str], dict[str, str]]) -> None:
     assert "key host is ''" in problem({}, toml("host = ''"))
     assert "key checkpoint is ''" in problem({}, toml("checkpoint = ''"))
+
+
+def test_a_secret_is_shown_nowhere(toml: Callable[[str], dict[str, str]]) -> None:
+    settings = Settings.load({"tls_cert": "c", "tls_key": "k"}, {"SCALA_TLS_KEY_PASSWORD": "hunter2"})
+    assert settings.tls_key_password is not None
+    assert settings.tls_key_password.get_secret_value() == "hunter2"
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    line = problem({}, toml("tls_key_password = 4711"))
+    assert line.endswith("key tls_key_password is hidden; it must be text")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"rate_limit": "1/second"}, "it needs api_keys_file"),
+        ({"tls_cert": "c"}, "set both or neither"),
+        ({"tls_key": "k"}, "set both or neither"),
+        ({"tls_client_ca": "a"}, "need tls_cert and tls_key"),
+        ({"tls_key_password": "p"}, "need tls_cert and tls_key"),
+    ],
+)
+def test_settings_that_need_each_other_are_refused_alone(flags: dict[str, object], words: str) -> None:
+    assert words in problem(flags)
+
+
+def test_origins_may_be_a_list_in_a_file(toml: Callable[[str], dict[str, str]]) -> None:
+    assert Settings.load({}, toml('cors_origins = ["https://a", "*"]')).cors_origins == ("https://a", "*")
 
 
 # -- unknown names

@@ -67,6 +67,18 @@ def test_several_images_have_each_their_own_answer_or_error(site: Runner) -> Non
     site(scenario)
 
 
+def test_a_part_that_is_no_image_fails_alone(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        body, headers = form(png(3), png(5))
+        body = body.replace(b"Content-Type: image/png", b"Content-Type: text/plain", 1)
+        text, good = (await site.classify(body, headers)).json()["results"]
+        assert text["error"]["status"] == 415
+        assert "text/plain" in text["error"]["detail"]
+        assert good["predictions"][0]["class_id"] == 5
+
+    site(scenario)
+
+
 def test_a_bad_image_fails_nobody_who_comes_at_the_same_time(site: Runner) -> None:
     """... nor those of other requests, with whom it would have shared a batch."""
 

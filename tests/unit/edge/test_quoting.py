@@ -143,6 +143,6 @@ def test_quotes_are_documented(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         told = (await site.ask("GET", "/openapi.json")).json()["paths"]["/v1/quote"]["get"]
         assert {"200", "400", "503"} <= told["responses"].keys()
-        assert [parameter["name"] for parameter in told["parameters"]] == ["budget_ms"]
+        assert [parameter["name"] for parameter in told["parameters"]] == ["budget_ms", "X-Request-Id"]
 
     site(scenario)
