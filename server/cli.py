@@ -78,6 +78,8 @@ def serve(
     port: Annotated[str | None, _setting("N", "TCP port to listen on; 0 takes any free one.", "8000")] = None,
     workers: Annotated[str | None, _setting("N", "Processes: always 1. More devices need more replicas.", "1")] = None,
     log_level: Annotated[str | None, _setting("LEVEL", "debug, info, warning, error or critical.", "info")] = None,
+    log_format: Annotated[str | None, _setting("NAME", "text, or json: one object a line.", "text")] = None,
+    access_log: Annotated[str | None, _setting("SWITCH", "on: a line for every request.", "off")] = None,
     checkpoint: CheckpointFlag = None,
     engine: EngineFlag = None,
     device: DeviceFlag = None,

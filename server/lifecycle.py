@@ -99,9 +99,10 @@ def run(settings: Settings) -> NoReturn:
     Raises CheckpointError or SettingsError before anything is listening.
     """
     from server.app import build_app
+    from server.log import configure
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, settings.log_format)
     app, services = build_app(settings)
     config = uvicorn.Config(
         app,

@@ -95,6 +95,10 @@ class Settings(BaseModel):
     """Processes that serve; always 1."""
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
     """Least severity that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How lines are logged: text for people, or one JSON object a line."""
+    access_log: Literal["off", "on"] = "off"
+    """Whether each request leaves a line; probes and scrapes never do."""
 
     checkpoint: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder of the checkpoint; by default the one that comes with the package."""
