@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
@@ -24,6 +25,9 @@ from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
 from server.settings import Settings
 from server.types import Job, Pixels, Terms, Timed
+
+if TYPE_CHECKING:
+    from server.spans import Tracer
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Services:
     decoder_turns: asyncio.Semaphore
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
+    tracer: Tracer | None
 
     async def decode(self, encoded: bytes) -> Pixels:
         """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises.

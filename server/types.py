@@ -81,7 +81,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said of one image. ``probabilities`` (classes,)."""
+    """What the engine said of one image. ``probabilities`` (classes,); ``predicted_s`` is its decision's."""
 
     probabilities: NDArray[np.float32]
     width: Width
@@ -89,6 +89,7 @@ class Answer:
     queue_s: float
     inference_s: float
     ran_until: float
+    predicted_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,12 @@ class Timed:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One decoded image on its way to an answer."""
+    """One decoded image on its way to an answer. ``decode_s`` as in ``Timed``."""
 
     terms: Terms
     pixels: Pixels
     queued_at: float
+    decode_s: float = 0.0
     due: float = 0.0  # its place in the queue
     dispatched: bool = False
     answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

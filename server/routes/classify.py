@@ -77,7 +77,7 @@ async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs:
         services.arrived(terms)
         services.lifecycle.check_serving()
         due = services.admission.check_in_time(terms)
-        job = Job(terms, pixels, queued_at)
+        job = Job(terms, pixels, queued_at, queued_at - started)
         jobs.append(job)
         services.queue.put(job, due)
         return Timed(await job.answer, queued_at - started)
