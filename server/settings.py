@@ -178,8 +178,9 @@ def _flags(flags: Mapping[str, object]) -> _Source:
     return _Source("flag", lambda name: "--" + name.replace("_", "-"), values)
 
 
-# Not ours to refuse: the variable that names the file, the tests' data, and where the Scala language is installed.
-_NO_SETTING = ("SCALA_CONFIG", "SCALA_DATA_DIR", "SCALA_HOME")
+# Not ours to refuse: the variable that names the file, the key of `classify`, the tests' data, and where the Scala
+# language is installed.
+_NO_SETTING = ("SCALA_CONFIG", "SCALA_API_KEY", "SCALA_DATA_DIR", "SCALA_HOME")
 # Kubernetes gives every pod such variables for every Service of its namespace that is called scala or scala-*. They may
 # appear at a pod's first restart after the Service was made, and even SCALA_PORT=tcp://10.0.0.1:8000 is among them.
 _SERVICE_LINK = re.compile(
