@@ -70,7 +70,7 @@ def test_traces_and_json_lines_of_a_real_server(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         with serving(log, LOG_FORMAT="json", ACCESS_LOG="on", DRAIN_GRACE_S="0") as server:
             server.wait_ready()
-            sent = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine", "X-Width": "0.5"}
+            sent = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine", "X-Width": "0.25"}
             reply = server.http.post("/v1/classify", content=photos[0], headers=sent)
             assert reply.status_code == 200
             asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -87,20 +87,20 @@ def test_traces_and_json_lines_of_a_real_server(
         assert took_ms == pytest.approx(timing[stage], abs=0.002)
         assert spans[stage].parent_span_id == request.span_id
         assert request.start_time_unix_nano <= spans[stage].start_time_unix_nano + 1000
-    assert attributes(spans["inference"])["scala.width"] == 0.5
+    assert attributes(spans["inference"])["scala.width"] == 0.25
     assert 'request_id="mine",trace_id="' + TRACE in scraped
     service = {one.key: one.value.string_value for one in collector.received[0].resource.attributes}
     assert service["service.name"] == "scala-serve"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"scala.serve", "uvicorn.error", "scala.access"} <= {line["logger"] for line in lines}
     (access,) = [line for line in lines if line["logger"] == "scala.access"]
-    assert access.items() >= {"request_id": "mine", "trace_id": TRACE, "status": 200, "width": "0.5"}.items()
+    assert access.items() >= {"request_id": "mine", "trace_id": TRACE, "status": 200, "width": "0.25"}.items()
 
 
 def test_the_command_classifies_over_http(server: Running, photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(photos[0])
     (tmp_path / "bad.jpg").write_bytes(photos[1][:200])
-    command = [sys.executable, "-m", "server", "classify", tmp_path, "--url", f"http://127.0.0.1:{server.port}"]
+    command = [sys.executable, "-m", "server", "classify", str(tmp_path), "--url", f"http://127.0.0.1:{server.port}"]
     environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(
         [*command, "--json", "--width", "0.25"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60

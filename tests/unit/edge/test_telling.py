@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.app import assemble
+from server.metrics import Metrics
 from server.settings import Settings
 from tests.unit.edge.application import CLASSIFY, WIDE, QuietMachine, Runner, Site, form, statuses
 from tests.unit.fake_engine import FakeEngine, usual_seconds
@@ -184,7 +185,7 @@ def test_a_scraper_that_asks_for_openmetrics_gets_it_with_exemplars(site: Runner
         assert reply.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
         buckets = [
             (sample.labels, sample.exemplar)
-            for family in openmetrics(reply.body.decode())
+            for family in openmetrics(reply.body.decode())  # type: ignore[no-untyped-call]
             for sample in family.samples
             if sample.name == "scala_request_duration_seconds_bucket" and sample.exemplar
         ]
@@ -226,3 +227,13 @@ def test_a_failed_batch_is_logged_under_the_requests_it_failed(site: Runner, cap
 
     site(scenario)
     assert [vars(record).get("request_id") for record in caplog.records if record.name == "scala.http"] == ["mine"]
+
+
+@pytest.mark.parametrize(("trace_id", "longest"), [("", 118), ("0" * 32, 78)])
+def test_an_exemplar_has_no_more_than_openmetrics_allows(trace_id: str, longest: int) -> None:
+    metrics = Metrics()
+    for length in (1, longest, longest + 1, 128):
+        labels = metrics.exemplar("x" * length, trace_id)
+        assert sum(len(name) + len(value) for name, value in labels.items()) <= 128
+        assert ("request_id" in labels) is (length <= longest)
+        metrics.request_duration.labels("1", "met").observe(1.0, labels)
