@@ -9,7 +9,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY scala_model scala_model
 COPY server server
 COPY checkpoints/scala-xs-tiny-imagenet checkpoints/scala-xs-tiny-imagenet
-RUN /opt/scala/bin/pip install -c constraints.txt ".[cpu,rate-limit]"
+RUN /opt/scala/bin/pip install -c constraints.txt ".[cpu,rate-limit,tracing]"
 
 
 FROM python:3.12-slim

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import psutil
 from fastapi import FastAPI
@@ -31,6 +33,7 @@ from server.edge import Edge, answer_error
 from server.engine import engine_of
 from server.engine.contract import Engine
 from server.errors import RequestError
+from server.gpu import GpuCollector
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -49,6 +52,10 @@ from server.schemas import EffectiveSettings
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
+from server.tracing import tracer_of
+
+if TYPE_CHECKING:
+    from server.spans import Tracer
 
 SAMPLE_EVERY_S = 0.2
 log = logging.getLogger("scala.serve")
@@ -61,11 +68,16 @@ def build_app(settings: Settings) -> tuple[ASGIApp, Services]:
     """
     checkpoint = read_checkpoint(settings.checkpoint or default_checkpoint())
     machine = MachineReader()
-    return assemble(settings, checkpoint, engine_of(settings, checkpoint, machine.cpus), machine)
+    tracer = tracer_of(os.environ)
+    return assemble(settings, checkpoint, engine_of(settings, checkpoint, machine.cpus), machine, tracer)
 
 
 def assemble(
-    settings: Settings, checkpoint: Checkpoint, engine: Engine, machine: MachineReader
+    settings: Settings,
+    checkpoint: Checkpoint,
+    engine: Engine,
+    machine: MachineReader,
+    tracer: Tracer | None = None,
 ) -> tuple[ASGIApp, Services]:
     """The application around any engine. Raises SettingsError for a policy that the checkpoint cannot follow."""
     measured = {checkpoint.config.width(entry["width"]): entry["accuracy"] for entry in checkpoint.card["widths"]}
@@ -120,6 +132,7 @@ def assemble(
         decoder_turns=asyncio.Semaphore(num_decoders),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
+        tracer=tracer,
     )
     app = FastAPIOffline(
         title="scala-serve",
@@ -226,6 +239,8 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
         if services.decision_log is not None:
             services.decision_log.close()
         services.decoders.shutdown(wait=False, cancel_futures=True)
+        if services.tracer is not None:
+            services.tracer.close()
 
     return lifespan
 
@@ -289,6 +304,9 @@ def _export(services: Services, engine: Engine) -> None:
     }
     for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
+    services.metrics.registry.register(GpuCollector())
+    for width in services.profile.widths:  # so that a rate sees the first image at a width
+        services.metrics.width_selected.labels(str(width))
     card = services.checkpoint.card
     services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)
     services.metrics.build_info.labels(version("scala-serve"), engine.name).set(1)

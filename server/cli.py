@@ -7,49 +7,53 @@ to standard output, its last line is JSON where a program may want the numbers; 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.models import OptionInfo
 
-from scala_model.train.recipe import names
 from server.api_key_command import api_key
 from server.bench.command import bench
+from server.classify_command import classify
+from server.flags import JsonFlag
+from server.import_command import import_weights
 from server.replay_command import replay
 from server.simulation.command import simulate
-
-if TYPE_CHECKING:
-    import torch
-
-    from scala_model.train.loop import Trainer
+from server.train_command import evaluate, train
 
 app = typer.Typer(
-    help="An image-classification server that spends as much network on each request as its latency budget allows.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="markdown",  # examples are code, and paragraphs fit the terminal
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def scala_serve() -> None:
+    """An image-classification server that spends as much network on each request as its latency budget allows.
+
+    Tables go to standard output and progress to standard error. Where a command has --json, the last line of its
+    output is one JSON object, and with --json the only one. Every command has examples in its help:
+
+        scala-serve classify --help
+        scala-serve --install-completion
+
+    Exit codes: 0 done; 2 wrong usage, setting or input, told in a sentence on standard error; what others mean, a
+    command's help says.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. What a user got wrong ends in its sentence and exit code 2, never in a traceback."""
     try:
-        app(arguments)
+        app(arguments, prog_name="scala-serve")
     except (ValueError, OSError) as error:
         print(f"scala-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-class Device(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 def _setting(metavar: str, help: str, default: str) -> OptionInfo:
@@ -79,6 +83,8 @@ def serve(
     port: Annotated[str | None, _setting("N", "TCP port to listen on; 0 takes any free one.", "8000")] = None,
     workers: Annotated[str | None, _setting("N", "Processes: always 1. More devices need more replicas.", "1")] = None,
     log_level: Annotated[str | None, _setting("LEVEL", "debug, info, warning, error or critical.", "info")] = None,
+    log_format: Annotated[str | None, _setting("NAME", "text, or json: one object a line.", "text")] = None,
+    access_log: Annotated[str | None, _setting("SWITCH", "on: a line for every request.", "off")] = None,
     checkpoint: CheckpointFlag = None,
     engine: EngineFlag = None,
     device: DeviceFlag = None,
@@ -118,6 +124,14 @@ def serve(
     A setting may also be a variable, SCALA_PORT=9000, or stand in the TOML file that SCALA_CONFIG names. A flag wins.
     The password of an encrypted --tls-key is no flag, which everybody on the machine could read, but a variable or a
     line of the file: SCALA_TLS_KEY_PASSWORD.
+
+        scala-serve serve --host 0.0.0.0 --port 9000
+        scala-serve serve --checkpoint runs/fine-tune/checkpoint/fine-tune --default-budget-ms 250
+        scala-serve serve --log-format json --access-log on
+
+    Exit codes: 0 left as asked, by SIGTERM or Ctrl-C; 1 it could not listen; 2 wrong setting or checkpoint; 70 the
+    engine failed and the supervisor should start it again; 128 and more a second signal.
+
     """
     flags = dict(locals())
     from server.lifecycle import run
@@ -138,14 +152,17 @@ def profile(
         float, typer.Option(min=0, max=3600, help="Of each width at each batch size, at least; and at least 30 runs.")
     ] = 1.0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw latency against batch size: a PNG.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the line of JSON here, too.")
-    ] = None,
+    only_json: JsonFlag = False,
 ) -> None:
     """Measure how long every width takes at every batch size, on an otherwise idle machine.
 
     Prints a table and, as the last line, one JSON object. What was measured is kept: a server with the same engine and
     checkpoint then starts without measuring it again. Settings are those of `serve`.
+
+        scala-serve profile --plot latency.png
+        scala-serve profile --seconds 5 --json > latency.json
+
+    Exit codes: 0 measured; 2 wrong usage, setting or checkpoint.
     """
     flags: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -157,9 +174,8 @@ def profile(
     }
     if plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'scala-serve[train]'")
-    for path in (plot, json_file):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    if plot is not None and not plot.parent.is_dir():
+        raise ValueError(f"{plot} cannot be written: there is no folder {plot.parent}; make it first")
     from server.console import print_latency, progress
     from server.profile_store import ProfileStore, default_folder
     from server.profiling import measure, plot_latency
@@ -176,217 +192,10 @@ def profile(
     ProfileStore(settings.profile_dir or default_folder()).write(report.table)
     if plot is not None:
         plot_latency(plot, report)
-    line = json.dumps(report.as_json())
-    if json_file is not None:
-        json_file.write_text(line + "\n", encoding="utf-8")
-    print_latency(report)
-    print(line)
+    if not only_json:
+        print_latency(report)
+    print(json.dumps(report.as_json()))
 
 
-for command in (bench, simulate, replay, api_key):
+for command in (classify, bench, simulate, replay, train, evaluate, import_weights, api_key):
     app.command()(command)
-
-
-@app.command()
-def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help=f"{', '.join(names())}, one of them with :METHOD, or a FILE.py of your own."
-        ),
-    ],
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or Parquet shards.")
-    ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/RECIPE.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Another length than the recipe's, phases in proportion.")
-    ] = None,
-    init: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint to start from.")] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the external teacher of a distilled network.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.AUTO,
-    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice of the run.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
-) -> None:
-    """Train a network and measure every width of it.
-
-    The run's folder receives state.pt, to go on from after a stop, log.jsonl, and checkpoint/RECIPE, ready to serve.
-    A METHOD is a baseline of the paper: us-net, separate-WIDTH, no-isolated-activation, no-progressive-transfer,
-    no-stable-sampling or no-noise-calibration. Several GPUs: torchrun --nproc-per-node N -m server train ...
-    """
-    _check_train_extra()
-    import torch
-
-    from scala_model.train.layouts import has_split
-    from scala_model.train.parallel import processes
-    from scala_model.train.run import prepare
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with processes(_torch_device(device)) as (group, place):
-        first = group.rank == 0
-        run = prepare(
-            recipe,
-            data,
-            out,
-            device=place,
-            processes=group,
-            seed=seed,
-            epochs=epochs,
-            init=init,
-            teacher=teacher,
-            say=_say if first else _say_nothing,
-        )
-        trainer = run.trainer
-        _run(trainer, show=first)
-        if trainer.step < trainer.num_steps:
-            if first:
-                done = f"Stopped at step {trainer.step} of {trainer.num_steps}, all saved."
-                _say(f"{done} To go on, run the same command again.")
-            raise typer.Exit(130)
-    if first:  # the others are done, and must not wait in the group while this one measures
-        for checkpoint in run.save_checkpoints():
-            _say(f"Wrote {checkpoint}")
-            if has_split(data, "val"):
-                _measure(checkpoint, data, place, write=True)
-
-
-@app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with val/CLASS/*.jpg, or val-*.parquet.")],
-    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.AUTO,
-    write: Annotated[bool, typer.Option(help="Record what is measured in the checkpoint's folder.")] = True,
-) -> None:
-    """Measure every width of a checkpoint: accuracy, calibration, and which images it gets right.
-
-    Prints a table and, as the last line, one JSON object.
-    """
-    _check_train_extra()
-    import torch
-
-    _measure(checkpoint, data, torch.device(_torch_device(device)), write=write)
-
-
-class Kind(StrEnum):
-    SCALA = "scala"
-    VIT = "vit"
-
-
-@app.command()
-def import_weights(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="State dict: .pth, .pt, .bin or .safetensors.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint: new or empty.")],
-    kind: Annotated[
-        Kind | None, typer.Option(help="scala, or vit for DeiT and timm. Default: as the file shows.")
-    ] = None,
-    smallest: Annotated[float | None, typer.Option(help="Smallest trained width, if the file does not say.")] = None,
-    largest: Annotated[float | None, typer.Option(help="Largest trained width, if the file does not say.")] = None,
-    granularity: Annotated[float | None, typer.Option(help="Step between widths, if the file does not say.")] = None,
-    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads. Default: of 64 channels each.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Resize the position embedding to this, in px.")] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights (model_ema).")] = False,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One line a class: LABEL, or ID tab LABEL.")
-    ] = None,
-    crop_ratio: Annotated[float, typer.Option(help="Share of the shorter side that the centre crop keeps.")] = 0.875,
-    mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Default: ImageNet's.")
-    ] = None,
-    std: Annotated[
-        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Default: ImageNet's.")
-    ] = None,
-) -> None:
-    """Turn published Scala, DeiT or timm ViT weights into a checkpoint.
-
-    A network that was never trained for several widths gets the one width 1.0. Accuracy is unknown until `evaluate`.
-    """
-    if find_spec("torch") is None:
-        raise ValueError("reading published weights needs torch: pip install 'scala-serve[torch]'")
-    from scala_model import importing
-    from scala_model.preprocess import Preprocessing
-
-    found = importing.import_weights(
-        source,
-        out,
-        kind=None if kind is None else kind.value,
-        smallest=smallest,
-        largest=largest,
-        granularity=granularity,
-        num_heads=num_heads,
-        image_size=image_size,
-        ema=ema,
-        labels=labels,
-        crop_ratio=crop_ratio,
-        mean=mean or Preprocessing.mean,
-        std=std or Preprocessing.std,
-    )
-    config = found.config
-    shape = f"{config.image_size} px, patch {config.patch_size}, {config.embed_dim} channels, depth {config.depth}"
-    print(f"{found.kind}: {shape}, {config.num_heads} heads ({found.num_heads_from}), {config.num_classes} classes")
-    print(f"widths {', '.join(map(str, config.widths))} ({found.widths_from})")
-    if found.resized_from is not None:
-        print(f"position embedding resized from {found.resized_from} px")
-    if found.ignored:
-        print(f"not needed: {', '.join(found.ignored)}")
-    print(f"wrote {out}; its accuracy is unknown until: scala-serve evaluate {out} --data DIR")
-
-
-def _check_train_extra() -> None:
-    if any(find_spec(name) is None for name in ("torch", "pyarrow", "matplotlib")):
-        raise ValueError("training and evaluation need torch, pyarrow and matplotlib: pip install 'scala-serve[train]'")
-
-
-def _torch_device(device: Device) -> str:
-    import torch
-
-    available = torch.cuda.is_available()
-    if device is Device.CUDA and not available:
-        raise ValueError("torch finds no CUDA device: use --device cpu")
-    return "cuda" if available and device is not Device.CPU else "cpu"
-
-
-def _run(trainer: Trainer, *, show: bool) -> None:
-    """Train with a progress bar. The first Ctrl-C or SIGTERM ends the run after its step, a second Ctrl-C at once."""
-    from server.console import progress
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        trainer.stop()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with progress(show) as bar:
-            task = bar.add_task("training", total=trainer.num_steps, completed=trainer.step)
-            trainer.run(progress=lambda step, text: bar.update(task, completed=step, description=text))
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _measure(folder: Path, data: Path, device: torch.device, *, write: bool) -> None:
-    """Evaluate a checkpoint with a progress bar, print the table and the line of JSON."""
-    from scala_model.train.run import measure
-    from server.console import print_accuracy, progress
-
-    with progress(True) as bar:
-        task = bar.add_task("evaluating", visible=False)
-        card = measure(
-            folder,
-            data,
-            device=device,
-            write=write,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-            say=_say,
-        )
-    print_accuracy(folder, card)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _say_nothing(text: str) -> None:
-    pass

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from server.profiling import Report
 
 
-def print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
-    """A table of what was evaluated and, as the last line, one JSON object."""
+def print_accuracy(card: Mapping[str, Any]) -> None:
+    """A table of what was evaluated; the line of JSON is the caller's."""
     table = Table("width", "top-1 %", "95 % interval", "top-5 %", "ECE", "parameters", "MACs")
     for entry in card["widths"]:
         low, high = entry["accuracy_ci95"]
@@ -34,11 +33,21 @@ def print_accuracy(folder: Path, card: Mapping[str, Any]) -> None:
             f"{entry['macs'] / 1e6:.1f} M",
         )
     Console().print(table)
-    dominated = dominated_widths({Width(entry["width"]): entry["accuracy"] for entry in card["widths"]})
-    if dominated:
+    if dominated := _dominated(card):
         print(f"Dominated, no more accurate than a narrower width: {', '.join(map(str, dominated))}")
-    report = {"checkpoint": str(folder), "images": card["evaluation"]["images"], "widths": card["widths"]}
-    print(json.dumps(report | {"dominated": [float(width) for width in dominated]}))
+
+
+def accuracy_as_json(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "checkpoint": str(folder),
+        "images": card["evaluation"]["images"],
+        "widths": card["widths"],
+        "dominated": [float(width) for width in _dominated(card)],
+    }
+
+
+def _dominated(card: Mapping[str, Any]) -> Sequence[Width]:
+    return dominated_widths({Width(entry["width"]): entry["accuracy"] for entry in card["widths"]})
 
 
 def print_latency(report: Report) -> None:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import errors
 from server.api_keys import Gate
 from server.lifecycle import Lifecycle
+from server.log import PROBES, log_access
 from server.routes.problem import error_response
 from server.services import Services
 
@@ -46,7 +47,8 @@ class Edge:
         gate: Gate | None = None,
     ) -> None:
         self._app, self._services, self._hot, self._gate = app, services, hot, gate
-        self._lifecycle, self._metrics = services.lifecycle, services.metrics
+        self._lifecycle, self._metrics, self._tracer = services.lifecycle, services.metrics, services.tracer
+        self._logs_access = services.settings.access_log == "on"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +70,7 @@ class Edge:
                 response = await _respond(endpoint, Request(scope, receive))
                 await response(scope, receive, exchange.send)
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("a request failed", extra={"request_id": request_id})
             if exchange.status == 0:
                 await error_response(Exception(), scope)(scope, receive, exchange.send)
         finally:
@@ -80,12 +82,18 @@ class Edge:
         if (scope["method"], scope["path"]) in self._hot:
             route = scope["path"]
         self._metrics.requests.labels(route, str(status)).inc()
+        trace_id = ""
+        if self._tracer is not None and scope["path"] not in PROBES:
+            trace_id = self._tracer.request(scope, None if route == "none" else route, status)
+        if self._logs_access and scope["path"] not in PROBES:
+            log_access(scope, status, seconds, trace_id)
         if "ran_until" in state:
             now = time.monotonic()
             self._services.monitor.respond.observe(now - state["ran_until"], now)
         if outcome := state.get("outcome"):
             self._metrics.budget.labels(outcome).inc()
-            self._metrics.request_duration.labels(state["width"], outcome).observe(seconds)
+            exemplar = self._metrics.exemplar(state["request_id"], trace_id)
+            self._metrics.request_duration.labels(state["width"], outcome).observe(seconds, exemplar)
             if "terms" in state:
                 self._services.settled(state["terms"], state.get("jobs"), outcome)
 
@@ -102,6 +110,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         error = errors.BadRequest("; ".join(str(entry["msg"]) for entry in error.errors()))
     state = request.scope["state"]
+    if isinstance(error, errors.EngineFailed):
+        log.error("%s", error.detail, extra={"request_id": state["request_id"]})
     if outcome := outcome_of(error):
         state["outcome"] = outcome
     return error_response(error, request.scope)

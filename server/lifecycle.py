@@ -99,10 +99,11 @@ def run(settings: Settings) -> NoReturn:
     Raises CheckpointError or SettingsError before anything is listening.
     """
     from server.app import build_app
+    from server.log import configure
     from server.tls import tls_options
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, settings.log_format)
     https = tls_options(settings)
     app, services = build_app(settings)
     config = uvicorn.Config(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+MAX_ID_CHARS = 118  # of a request in an exemplar, whose names and values may have 128 together, by OpenMetrics, ...
+TRACE_CHARS = 40  # ... of which a trace takes so many
 OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "cancelled")
 
 
@@ -62,6 +64,14 @@ class Metrics:
             self.budget.labels(outcome)
         for use in ("answered", "wasted", "idle"):
             self.engine_seconds.labels(use)
+
+    @staticmethod
+    def exemplar(request_id: str, trace_id: str) -> dict[str, str]:
+        """What leads from a histogram's bucket to one of its requests: the trace, if there is one, and the request."""
+        labels = {"trace_id": trace_id} if trace_id else {}
+        if len(request_id) <= MAX_ID_CHARS - (TRACE_CHARS if trace_id else 0):
+            labels["request_id"] = request_id
+        return labels
 
     def gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"scala_{name}", text, registry=self.registry)

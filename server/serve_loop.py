@@ -242,7 +242,15 @@ class ServeLoop:
             for job, row in zip(jobs, ran.probabilities, strict=True):
                 _settle(
                     job,
-                    Answer(row, decision.width, len(jobs), ran.began - job.queued_at, ran.seconds, ran.ended),
+                    Answer(
+                        row,
+                        decision.width,
+                        len(jobs),
+                        ran.began - job.queued_at,
+                        ran.seconds,
+                        ran.ended,
+                        decision.predicted_s,
+                    ),
                 )
 
     async def _measure(self, pixels: NDArray[np.uint8], width: Width, expected_s: float) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
 from server.types import Encoded, Job, Pixels, Raster, Terms, Timed
+
+if TYPE_CHECKING:
+    from server.spans import Tracer
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Services:
     decoder_turns: asyncio.Semaphore
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
+    tracer: Tracer | None
     batches: BatchTally = field(default_factory=BatchTally)
 
     async def decode(self, received: Received) -> Pixels:

@@ -130,6 +130,10 @@ class Settings(BaseModel):
     """Processes that serve; always 1."""
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
     """Least severity that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How lines are logged: text for people, or one JSON object a line."""
+    access_log: Literal["off", "on"] = "off"
+    """Whether each request leaves a line; probes and scrapes never do."""
 
     checkpoint: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder of the checkpoint; by default the one that comes with the package."""
@@ -238,8 +242,9 @@ def _flags(flags: Mapping[str, object]) -> _Source:
     return _Source("flag", lambda name: "--" + name.replace("_", "-"), values)
 
 
-# Not ours to refuse: the variable that names the file, the tests' data, and where the Scala language is installed.
-_NO_SETTING = ("SCALA_CONFIG", "SCALA_DATA_DIR", "SCALA_HOME")
+# Not ours to refuse: the variable that names the file, the key of `classify`, the tests' data, and where the Scala
+# language is installed.
+_NO_SETTING = ("SCALA_CONFIG", "SCALA_API_KEY", "SCALA_DATA_DIR", "SCALA_HOME")
 # Kubernetes gives every pod such variables for every Service of its namespace that is called scala or scala-*. They may
 # appear at a pod's first restart after the Service was made, and even SCALA_PORT=tcp://10.0.0.1:8000 is among them.
 _SERVICE_LINK = re.compile(

@@ -85,7 +85,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said of one image. ``probabilities`` (classes,)."""
+    """What the engine said of one image. ``probabilities`` (classes,); ``predicted_s`` is its decision's."""
 
     probabilities: NDArray[np.float32]
     width: Width
@@ -93,6 +93,7 @@ class Answer:
     queue_s: float
     inference_s: float
     ran_until: float
+    predicted_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Timed:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One decoded image on its way to an answer."""
+    """One decoded image on its way to an answer. ``decode_s`` as in ``Timed``."""
 
     terms: Terms
     pixels: Pixels

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from server.flags import JsonFlag
+
 if TYPE_CHECKING:
     from server.bench.play import Played
 
@@ -46,19 +48,22 @@ def bench(
         typer.Option(metavar="N,...", help="Cores of the servers of --compare. Default: all but the last."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the run over time: a PNG.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the line of JSON here, too.")
-    ] = None,
     save_records: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what became of each request: a NumPy archive, .npz.")
     ] = None,
+    only_json: JsonFlag = False,
 ) -> None:
     """Load a running server with labelled images and judge its answers.
 
     Open loop: requests leave when their time has come, whatever the server does. Prints a table and, as the last line,
-    one JSON object. Ends with 1 when requests left late, p99 above 1 ms (2 ms above 1,000 requests/s), or not at all,
-    with 900 open: give this command a core of its own. Of several policies, each gets files of its own, with its name
-    in theirs.
+    one JSON object. Of several policies, each gets files of its own, with its name in theirs.
+
+        scala-serve bench --data tiny-imagenet --rate 100
+        scala-serve bench --data tiny-imagenet --rate 300 --arrivals gamma:4 --seconds 10
+        scala-serve bench --data tiny-imagenet --rate 300 --compare adaptive,fixed:1
+
+    Exit codes: 0 judged; 1 requests left late, p99 above 1 ms (2 ms above 1,000 requests/s), or not at all, with 900
+    open: give this command a core of its own; 2 wrong usage or input.
     """
     if compare is not None and (url is not None or remote):
         raise ValueError("--compare starts its own servers: leave out --url and --remote")
@@ -67,7 +72,7 @@ def bench(
     policies = [] if compare is None else compare.split(",")
     if "" in policies or len(set(policies)) < len(policies):
         raise ValueError(f"--compare is {compare!r}; it must be different policies with commas between them")
-    _check_can_write(plot, json_file, save_records)
+    _check_can_write(plot, save_records)
     host, port = address(url or "http://127.0.0.1:8000", remote=remote)
     if any(find_spec(name) is None for name in ("torch", "pyarrow")):
         raise ValueError("reading labelled images needs torch and pyarrow: pip install 'scala-serve[train]'")
@@ -94,7 +99,7 @@ def bench(
             played = compare_policies(policies, workload, photos, num_rounds=rounds, server_cpus=cpus, progress=show)
         else:
             played = {f"{host}:{port}": run(play_once(Client(port, host), workload, photos, show))}
-    _tell(played, {"workload": workload.name, "seed": seed}, plot, json_file, save_records)
+    _tell(played, {"workload": workload.name, "seed": seed}, plot, save_records, only_json=only_json)
 
 
 def address(url: str, *, remote: bool) -> tuple[str, int]:
@@ -143,8 +148,9 @@ def _tell(
     played: Mapping[str, Played],
     setting: Mapping[str, Any],
     plot: Path | None,
-    json_file: Path | None,
     save_records: Path | None,
+    *,
+    only_json: bool,
 ) -> None:
     """Write the files, print the table and the line of JSON, and end with 1 if requests left late."""
     from server.bench.records import joined, save
@@ -164,11 +170,11 @@ def _tell(
     line = json.dumps(
         {**setting, "runs": runs, "gains": {name: [round(end, 5) for end in gain] for name, gain in gained.items()}}
     )
-    if json_file is not None:
-        json_file.write_text(line + "\n", encoding="utf-8")
-    _print_table(table(summaries), str(setting["workload"]))
-    for other, (gain, low, high) in gained.items():
-        print(f"{next(iter(played))} over {other}: {100 * gain:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})")
+    if not only_json:
+        _print_table(table(summaries), str(setting["workload"]))
+        for other, (gain, low, high) in gained.items():
+            over = f"{next(iter(played))} over {other}"
+            print(f"{over}: {100 * gain:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})")
     print(line)
     for sentence in (late := off_schedule(summaries)):
         print(f"scala-serve: {sentence}", file=sys.stderr)

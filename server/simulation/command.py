@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.flags import JsonFlag
+
 if TYPE_CHECKING:
     from server.simulation.campaign import Comparison
     from server.simulation.device import Machine
@@ -53,20 +55,27 @@ def simulate(
             help=f"Recorded arrivals, CSV with a column TIMESTAMP. Default: {RECORDING} in SCALA_DATA_DIR.",
         ),
     ] = None,
+    only_json: JsonFlag = False,
 ) -> None:
     """Compare the policy with others in simulated time: no server, no device.
 
-    Prints a table for each profile and, as the last line, one JSON object.
+    Prints a table for each profile and, as the last line, one JSON object. Results are kept, so that a run that was
+    stopped goes on.
+
+        scala-serve simulate --profile cpu
+        scala-serve simulate --profile latency.json --policies F-* --workloads poisson*
+
+    The first compares on the measured profile that comes with the package, the second on one of your own, which
+    `scala-serve profile --json > latency.json` writes.
+
+    Exit codes: 0 compared; 2 wrong usage or input.
     """
     if find_spec("matplotlib") is None:
         raise ValueError("the plots need matplotlib: pip install 'scala-serve[train]'")
     # A process runs one simulation at a time; threads of its matrix products would only be in the others' way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from rich.console import Console
-    from rich.table import Table
-
     from server.cgroup import available_cpus
-    from server.simulation.report import as_json, draw, summary, table
+    from server.simulation.report import as_json, draw
     from server.simulation.study import Study
 
     machines = [_machine(name, checkpoint) for name in profile or ("cpu", "gpu")]
@@ -76,20 +85,28 @@ def simulate(
     line: dict[str, Any] = {}
     for machine in machines:
         comparisons = _compare(study, machine, policies, workloads, recording, seeds, full=full)
-        heading, *rows = table(comparisons)
-        shown = Table(
-            *heading, title=f"{machine.name}: effective accuracy in %, ours against others in points (± 95 %)"
-        )
-        for row in rows:
-            shown.add_row(*row)
-        Console(width=200).print(shown)
-        print(machine.about)
-        for sentence in summary(comparisons):
-            print(sentence)
+        if not only_json:
+            _print_table(machine, comparisons)
         for path in draw(out, comparisons):
-            print(f"Wrote {path}")
+            print(f"Wrote {path}", file=sys.stderr)
         line[machine.name] = as_json(comparisons)
     print(json.dumps(line))
+
+
+def _print_table(machine: Machine, comparisons: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from server.simulation.report import summary, table
+
+    heading, *rows = table(comparisons)
+    shown = Table(*heading, title=f"{machine.name}: effective accuracy in %, ours against others in points (± 95 %)")
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=200).print(shown)
+    print(machine.about)
+    for sentence in summary(comparisons):
+        print(sentence)
 
 
 def _machine(name: str, checkpoint: Path | None) -> Machine:

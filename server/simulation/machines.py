@@ -129,10 +129,10 @@ def read_machine(path: Path, checkpoint: Path) -> Machine:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a measured profile ({type(error).__name__}: {error}): write one with scala-serve profile "
-            "--json FILE"
+            "--json > FILE"
         ) from None
     if not cells:
-        raise ValueError(f"{path} has no cell: write one with scala-serve profile --json FILE")
+        raise ValueError(f"{path} has no cell: write one with scala-serve profile --json > FILE")
     widths = tuple(sorted({width for width, _ in cells}))
     nothing = np.zeros((1, len(widths)), np.bool_)
     alike = built_in("cpu" if max(batch for _, batch in cells) <= 16 else "gpu")

@@ -34,7 +34,7 @@ def test_the_command_plays_judges_and_tells(
     monkeypatch.setattr("server.bench.summary.MAX_LAG_MS", 1000.0)
     cats = {(data / f"val/cat/{i}.png").read_bytes() for i in range(2)}
     fake = FakeServer(lambda body, headers: answer(0 if body in cats else 1))
-    files = {"plot": tmp_path / "p.png", "json_file": tmp_path / "j.json", "save_records": tmp_path / "r.npz"}
+    files = {"plot": tmp_path / "p.png", "save_records": tmp_path / "r.npz"}
     with serving(fake):
         bench(data=data, rate=200, seconds=0.2, budgets="5000", url=f"http://127.0.0.1:{fake.port}", **files)  # type: ignore[arg-type]
     out, err = capsys.readouterr()
@@ -47,8 +47,18 @@ def test_the_command_plays_judges_and_tells(
     assert found["gains"] == {}
     assert "effective accuracy, all" in out
     assert "in time" in err
-    assert files["json_file"].read_text() == line + "\n"
     assert all(file.stat().st_size > 100 for file in files.values())
+
+
+def test_json_stands_alone_where_asked(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.bench.summary.MAX_LAG_MS", 1000.0)
+    fake = FakeServer(lambda body, headers: answer(0))
+    with serving(fake):
+        bench(data=data, rate=100, seconds=0.1, url=f"http://127.0.0.1:{fake.port}", only_json=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["runs"]
 
 
 def test_the_command_fails_when_requests_left_late(

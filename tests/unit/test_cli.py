@@ -136,7 +136,7 @@ def test_every_command_explains_itself(run: Any, command: str, words: list[str])
 
 def test_serve_has_a_flag_for_every_setting_and_tells_its_default(run: Any) -> None:
     """But for secrets: others on the machine can read a process's command line."""
-    text = run("serve", "--help").out
+    text = run("serve", "--help").out.partition("─ Options")[2]
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
         assert (f"{flag} " in text) is (name not in SECRET), name

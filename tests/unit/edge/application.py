@@ -25,6 +25,7 @@ from server.planner import PlanInputs
 from server.policies.plan import Plan
 from server.services import Services
 from server.settings import Settings
+from server.spans import Tracer
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.toy import NUM_CLASSES, png
 from tests.unit.virtual_time import Clock, run
@@ -162,13 +163,21 @@ class Runner:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
-    def __call__(self, scenario: Callable[[Site], Awaitable[None]], *, warm: bool = True, **settings: object) -> None:
+    def __call__(
+        self,
+        scenario: Callable[[Site], Awaitable[None]],
+        *,
+        warm: bool = True,
+        tracer: Tracer | None = None,
+        **settings: object,
+    ) -> None:
         """Run ``scenario`` on an application, by default once all is warmed."""
 
         async def whole(clock: Clock) -> None:
             engine = FakeEngine(clock, num_classes=NUM_CLASSES)
             given = {"max_body_bytes": BODY_LIMIT, "max_pixels": PIXEL_LIMIT, **settings}
-            app, services = assemble(Settings.model_validate(given), self.checkpoint, engine, QuietMachine())
+            machine = QuietMachine()
+            app, services = assemble(Settings.model_validate(given), self.checkpoint, engine, machine, tracer)
             async with lifespan(app):
                 while warm and not all(services.profile.max_batch(w) == 4 for w in services.profile.widths):
                     await asyncio.sleep(1)

@@ -7,9 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 from scala_model.checkpoint import Checkpoint
+from scala_model.width import Width
 from server.app import assemble
+from server.metrics import Metrics
 from server.settings import Settings
 from tests.unit.edge.application import CLASSIFY, WIDE, QuietMachine, Runner, Site, form, statuses
 from tests.unit.fake_engine import FakeEngine, usual_seconds
@@ -178,3 +181,65 @@ def test_a_policy_for_a_width_that_was_not_trained_is_refused_at_once(checkpoint
 def test_the_toy_checkpoint_is_what_these_tests_believe(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert [float(width) for width in checkpoint.config.widths] == list(ACCURACIES)
     assert usual_seconds(WIDE, [0]) == 0.04
+
+
+def test_a_scraper_that_asks_for_openmetrics_gets_it_with_exemplars(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        await site.classify(headers={"X-Request-Id": "mine"})
+        asked = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.2"}
+        reply = await site.ask("GET", "/metrics", headers=asked)
+        assert reply.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+        buckets = [
+            (sample.labels, sample.exemplar)
+            for family in openmetrics(reply.body.decode())  # type: ignore[no-untyped-call]
+            for sample in family.samples
+            if sample.name == "scala_request_duration_seconds_bucket" and sample.exemplar
+        ]
+        ((labels, exemplar),) = buckets
+        assert (labels["width"], labels["outcome"], exemplar.labels) == ("1", "met", {"request_id": "mine"})
+        assert 0.03 < exemplar.value <= float(labels["le"])
+        for accept in ({}, {"Accept": "text/plain"}, {"Accept": "*/*"}):
+            plain = await site.ask("GET", "/metrics", headers=accept)
+            assert plain.headers["content-type"].startswith("text/plain; version=")
+            assert "request_id" not in plain.body.decode()
+
+    site(scenario)
+
+
+def test_each_request_leaves_a_line_where_that_is_switched_on(site: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(site: Site) -> None:
+        await site.classify(headers={"X-Request-Id": "mine"})
+        await site.classify(b"", headers={"X-Request-Id": "empty"})
+        await site.ask("GET", "/livez")
+
+    with caplog.at_level("INFO", "scala.access"):
+        site(scenario)
+        assert not caplog.records
+        site(scenario, access_log="on")
+    answered, empty = (vars(record) for record in caplog.records)
+    assert (answered["method"], answered["path"], answered["status"]) == ("POST", CLASSIFY, 200)
+    assert (answered["width"], answered["outcome"], answered["request_id"]) == ("1", "met", "mine")
+    assert 40 <= answered["duration_ms"] < 41
+    assert (empty["status"], empty["request_id"], "width" in empty, "outcome" in empty) == (400, "empty", False, False)
+
+
+def test_a_failed_batch_is_logged_under_the_requests_it_failed(site: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(width: Width, images: list[int]) -> float:
+        raise RuntimeError("kernel")
+
+    async def scenario(site: Site) -> None:
+        site.engine.seconds = fail
+        assert (await site.classify(headers={"X-Request-Id": "mine"})).status == 500
+
+    site(scenario)
+    assert [vars(record).get("request_id") for record in caplog.records if record.name == "scala.http"] == ["mine"]
+
+
+@pytest.mark.parametrize(("trace_id", "longest"), [("", 118), ("0" * 32, 78)])
+def test_an_exemplar_has_no_more_than_openmetrics_allows(trace_id: str, longest: int) -> None:
+    metrics = Metrics()
+    for length in (1, longest, longest + 1, 128):
+        labels = metrics.exemplar("x" * length, trace_id)
+        assert sum(len(name) + len(value) for name, value in labels.items()) <= 128
+        assert ("request_id" in labels) is (length <= longest)
+        metrics.request_duration.labels("1", "met").observe(1.0, labels)
