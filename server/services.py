@@ -19,6 +19,7 @@ from server.load_monitor import LoadMonitor
 from server.metrics import Metrics
 from server.planner import Planner
 from server.policies import Policy
+from server.pulse import Pulse
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.serve_loop import ServeLoop
@@ -43,6 +44,7 @@ class Services:
     planner: Planner | None
     decision_log: DecisionLog | None
     quotes: QuoteBook
+    pulse: Pulse
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore
@@ -103,9 +105,11 @@ class Services:
         What became of those that named a budget is what plans and quotes are learned from, unless it was the caller's
         doing: he left, or his upload took too long.
         """
-        received, shed = jobs is not None, outcome == "shed"
+        received, shed, now = jobs is not None, outcome == "shed", time.monotonic()
+        if outcome in ("met", "missed"):
+            self.pulse.answered(now - terms.arrival, now)
         if terms.order_by == terms.deadline and (received or shed) and outcome != "cancelled":
-            in_time, now = outcome == "met", time.monotonic()
+            in_time = outcome == "met"
             self.monitor.in_time.add(in_time, now)
             if jobs or (received and not shed):
                 self.monitor.promises.add(in_time, now)

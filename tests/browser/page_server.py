@@ -1,0 +1,55 @@
+"""A real server for the playground's tests: one image takes ``FULL_S`` at full width and its share of it at others.
+
+Run as a module, by ``serving``. The class of an image is its first byte; two of the classes have hostile labels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scala_model.checkpoint import Checkpoint
+from scala_model.width import Width
+from server import app
+from server.lifecycle import run
+from server.settings import Settings
+from tests.unit.fake_engine import FakeEngine
+from tests.unit.toy import write_toy
+from tests.unit.virtual_time import Clock
+
+FULL_S = 0.08
+HOSTILE_CLASS, HOSTILE_LABEL = 66, "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+SECRET = "a-key"
+
+
+class SleepingClock(Clock):
+    def spend(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def seconds(width: Width, images: list[int]) -> float:
+    return FULL_S * float(width) * (1 + len(images)) / 2
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The toy checkpoint, one label of which is an attack."""
+    path = write_toy(folder) / "config.json"
+    card = json.loads(path.read_text())
+    card["classes"][HOSTILE_CLASS]["label"] = HOSTILE_LABEL
+    path.write_text(json.dumps(card))
+    return folder
+
+
+def engine_of(settings: Settings, checkpoint: Checkpoint, *given: Any) -> FakeEngine:
+    engine = FakeEngine(SleepingClock())
+    engine.seconds = seconds
+    return engine
+
+
+if __name__ == "__main__":
+    app.engine_of = engine_of
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run(Settings.load())
