@@ -2,13 +2,15 @@
 
 import { find, make, ms, number, percent } from "./dom.js";
 
+const HUES = { decode: "second", queue: "late", inference: "accent", rest: "other" };
+
 /** `request`: {budgetMs, floor}; `widths`: those of the card, by accuracy, the worst first. */
 export function showAnswer(answer, request, widths, tick) {
   find("predictions").replaceChildren(...answer.predictions.map(prediction));
   const used = find("used");
   used.replaceChildren(
     make("strong", {}, `Width ${answer.width}`),
-    answer.expected_accuracy === null ? "" : `, right in ${percent(answer.expected_accuracy)} of cases`,
+    answer.expected_accuracy === null ? "" : `, right in ${percent(answer.expected_accuracy, 0)} of cases`,
     answer.batch_size > 1 ? `, in a batch of ${answer.batch_size}` : "",
   );
   showTime(answer);
@@ -19,12 +21,15 @@ export function showAnswer(answer, request, widths, tick) {
   find("problem").hidden = find("empty").hidden = true;
 }
 
-/** `use(offer)` is called when somebody takes one of the offers. */
-export function showRefusal({ problem, retryAfterS }, use) {
+/** `use(offer)` is called when somebody takes one of the offers; `loudly`: to be read out. */
+export function showRefusal({ problem, retryAfterS }, use, loudly) {
+  find("problem").setAttribute("aria-live", loudly ? "assertive" : "off");
   find("problem-title").textContent = problem.status ? `${problem.title} (${problem.status})` : problem.title;
   find("problem-detail").textContent = problem.detail;
-  const again = retryAfterS ? `The server asks to wait ${retryAfterS} s. ` : "";
-  find("problem-id").textContent = again + (problem.request_id ? `Request ${problem.request_id}` : "");
+  const notes = [];
+  if (retryAfterS) notes.push(`Retry-After: ${retryAfterS} s`);
+  if (problem.request_id) notes.push(`Request ${problem.request_id}`);
+  find("problem-notes").textContent = notes.join(" · ");
   const offers = Array.isArray(problem.widths) ? problem.widths : [];
   find("offers").replaceChildren(...offers.map((offer) => offered(offer, use)));
   find("offers").hidden = !offers.length;
@@ -57,15 +62,16 @@ function showTime({ timing_ms: timing, budget_ms, budget_met, round_trip_ms }) {
   const whole = Math.max(budget_ms, timing.total);
   find("time").replaceChildren(
     ...Object.entries(parts).map(([name, value]) => {
-      const part = make("span", { class: name });
+      const part = make("span", { "data-hue": HUES[name] });
       part.style.width = `${(100 * value) / whole}%`;
       return part;
     }),
   );
-  const told = Object.entries(parts).map(([name, value]) => `${name} ${number(value)}`);
+  find("time-parts").replaceChildren(
+    ...Object.entries(parts).map(([name, value]) => make("li", { "data-hue": HUES[name] }, `${name} ${ms(value)}`)),
+  );
   find("time-text").textContent =
-    `${budget_met ? "In time" : "Late"}: ${ms(timing.total)} of ${ms(budget_ms)} (${told.join(", ")}); ` +
-    `${ms(round_trip_ms)} as this browser saw it.`;
+    `${budget_met ? "In time" : "Late"}: ${ms(timing.total)} of ${ms(budget_ms)}; ${ms(round_trip_ms)} as this browser saw it.`;
 }
 
 /** What the facts say kept the server from a more accurate width. */
@@ -93,7 +99,7 @@ function why(answer, { budgetMs, floor }, widths, tick) {
   const demand = tick?.full_width_demand_ratio ?? 0;
   return (
     `Load: ${number(tick?.arrival_rate ?? 0)} images a second arrive, ${tick?.queue_depth ?? 0} wait, and all of them at full width ` +
-    `would need ${number(demand)} times the device. A wider network would have made this request or others late.`
+    `would need ${number(demand)} times the device. Wider would have cost other requests more than it gains this one.`
   );
 }
 

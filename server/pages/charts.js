@@ -8,8 +8,8 @@ const GAP_S = 3; // without a tick for longer, a line is broken
 
 /**
  * One chart. `series`: `{name, hue, share, value(tick)}`, where `value` is null for nothing to show.
- * `bars` stacks them, in columns as wide as their ticks; else they are lines. `unit` is said after numbers.
- * `top`: least value at the top of the plot, `mark`: value of a dashed line.
+ * `bars` stacks them, in columns as wide as their ticks; else they are lines. `unit` is said after numbers;
+ * a `ratio` is said in percent. `fixed`: the plot ends at `top`. `top`: least value at the top of the plot, `mark`: value of a dashed line.
  */
 export class Chart {
   constructor({ title, note = "", series, bars = false, unit = "", ratio = false, top = 1, mark = null, fixed = false }) {
@@ -44,8 +44,8 @@ export class Chart {
     paths.forEach((d, i) => shapes.push(hued(makeSvg("path", { class: this.bars ? "area" : "line", d }), this.series[i])));
     if (this.mark !== null && this.mark <= top) shapes.push(across("mark", y(this.mark)));
     this.svg.replaceChildren(...shapes);
-    this.svg.setAttribute("aria-label", this.#inWords(rows));
-    this.axis.replaceChildren(...levels.map((level) => make("span", {}, this.#said(level))));
+    this.svg.setAttribute("aria-label", this.#inWords());
+    this.axis.replaceChildren(...levels.map((level) => make("span", {}, this.ratio ? percent(level, 0) : number(level))));
     this.#show(ticks.length - 1);
   }
 
@@ -70,7 +70,7 @@ export class Chart {
 
   #said(value) {
     if (value == null) return "–";
-    return this.ratio ? percent(value, value > 0.995 || value === 0 ? 0 : 1) : `${number(value)}${this.unit}`;
+    return this.ratio ? percent(value, value === 0 || value === 1 ? 0 : 1) : `${number(value)}${this.unit}`;
   }
 
   /** Rows of a table: name, newest, least, most. */
@@ -91,7 +91,7 @@ export class Chart {
 
 function hued(element, { hue, share }) {
   element.dataset.hue = hue;
-  if (share !== undefined) element.style.setProperty("--share", percent(share, 0).replace(" ", ""));
+  if (share !== undefined) element.style.setProperty("--share", `${100 * share}%`);
   return element;
 }
 

@@ -16,8 +16,10 @@ function filled(element, attributes, children) {
   return element;
 }
 
-export const percent = (share, digits = 1) => (share == null ? "–" : `${(100 * share).toFixed(digits)} %`);
-export const ms = (value) => (value == null ? "–" : `${number(value)} ms`);
+const NBSP = "\u00a0";
+
+export const percent = (share, digits = 1) => (share == null ? "–" : `${(100 * share).toFixed(digits)}${NBSP}%`);
+export const ms = (value) => (value == null ? "–" : `${number(value)}${NBSP}ms`);
 
 /** Three digits at most, as many as a reader can use. */
 export function number(value) {

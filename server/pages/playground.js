@@ -130,7 +130,7 @@ async function send({ quietly = false } = {}) {
     askForKey(refusal);
     if (turn >= shown) {
       shown = turn;
-      showRefusal(refusal, take);
+      showRefusal(refusal, take, !quietly);
     }
     return refusal;
   } finally {
@@ -193,8 +193,8 @@ async function sendOne() {
   if (!refusal) counted.answered += 1;
   else if (refusal.status === 429) counted.refused += 1;
   else counted.failed += 1;
-  // Who is asked to wait, waits.
-  if (refusal?.retryAfterS) pausedUntil = performance.now() + 1000 * refusal.retryAfterS;
+  // Refusals for load do not stop it: they are what one wants to see. Where there is no server it waits.
+  if (refusal?.status === 0 || refusal?.status === 503) pausedUntil = performance.now() + 1000;
   showTally();
   if (keeping && (refusal?.status === 401 || refusal?.status === 403)) stop();
 }
@@ -202,7 +202,7 @@ async function sendOne() {
 function showTally() {
   const { sent, answered, refused, failed, skipped } = tally;
   const parts = [`${sent} sent`, `${answered} answered`, `${refused} refused for load`, `${failed} failed`];
-  if (skipped) parts.push(`${skipped} left out while the server asked to wait or ${MAX_OPEN} were open`);
+  if (skipped) parts.push(`${skipped} left out, as ${MAX_OPEN} were open or nobody serves`);
   find("tally").textContent = `${parts.join(", ")}.`;
 }
 
@@ -230,7 +230,8 @@ const share = (tick, width) => {
   return all ? countOf(tick, width) / all : null;
 };
 const countOf = ({ widths: counts }, width) => Object.entries(counts).find(([name]) => Number(name) === width)?.[1] ?? 0;
-const rate = (...outcomes) => (tick) => outcomes.reduce((sum, outcome) => sum + tick.outcomes[outcome], 0) / tick.seconds;
+const rate = (...outcomes) => (tick) => rounded(outcomes.reduce((sum, outcome) => sum + tick.outcomes[outcome], 0) / tick.seconds);
+const rounded = (value) => Math.round(10 * value) / 10;
 const debt = (tick) => (tick.latency_ms === null ? null : tick.accuracy_debt_points);
 
 function makeCharts() {
@@ -292,7 +293,7 @@ function draw() {
   const tick = ticks.at(-1);
   if (!tick) return;
   const tiles = {
-    "Arriving": [number(tick.arrival_rate), "images/s"],
+    "Arriving": [tick.arrival_rate.toFixed(1), "images/s"],
     "Waiting": [String(tick.queue_depth), "images"],
     "Engine busy": [percent(tick.engine_busy_ratio, 0), ""],
     "Interference": [`× ${number(tick.interference_ratio)}`, ""],

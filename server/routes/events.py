@@ -36,6 +36,7 @@ class EventStream(StreamingResponse):
 
 @router.get(
     "/v1/events",
+    status_code=200,
     response_class=EventStream,
     response_model=Tick,
     responses={503: {"model": Problem, "description": "Draining, or too many are listening"}},

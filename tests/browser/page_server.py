@@ -6,7 +6,6 @@ Run as a module, by ``serving``. The class of an image is its first byte; two of
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from tests.unit.fake_engine import FakeEngine
 from tests.unit.toy import write_toy
 from tests.unit.virtual_time import Clock
 
-FULL_S = 0.08
-HOSTILE_CLASS, HOSTILE_LABEL = 66, "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
-SECRET = "a-key"
+FULL_S = 0.2
+HOSTILE_CLASS, HOSTILE_LABEL = (
+    66,
+    "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>",
+)
 
 
 class SleepingClock(Clock):
@@ -31,7 +32,7 @@ class SleepingClock(Clock):
 
 
 def seconds(width: Width, images: list[int]) -> float:
-    return FULL_S * float(width) * (1 + len(images)) / 2
+    return FULL_S * float(width)
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -44,12 +45,11 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def engine_of(settings: Settings, checkpoint: Checkpoint, *given: Any) -> FakeEngine:
-    engine = FakeEngine(SleepingClock())
+    engine = FakeEngine(SleepingClock(), max_batch=1)
     engine.seconds = seconds
     return engine
 
 
 if __name__ == "__main__":
     app.engine_of = engine_of
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     run(Settings.load())
