@@ -9,6 +9,7 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
@@ -51,5 +52,5 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, *given: Any) -> FakeEn
 
 
 if __name__ == "__main__":
-    app.engine_of = engine_of
-    run(Settings.load())
+    with mock.patch.object(app, "engine_of", engine_of):
+        run(Settings.load())

@@ -301,12 +301,10 @@ def test_the_page_talks_to_its_own_server_alone(page: Page, playground: Running)
 
 
 def test_a_server_that_leaves_is_told_and_one_that_comes_back_is_found(browser: Browser, tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "toy")
-    given = {"CHECKPOINT": str(checkpoint), "DRAIN_GRACE_S": "0"}
-    command = ("-m", "tests.browser.page_server")
+    checkpoint, command = str(write_checkpoint(tmp_path / "toy")), ("-m", "tests.browser.page_server")
     with browser.new_context() as context:
         page = context.new_page()
-        with serving(tmp_path / "log", command=command, **given) as first:
+        with serving(tmp_path / "log", command=command, CHECKPOINT=checkpoint, DRAIN_GRACE_S="0") as first:
             first.wait_ready()
             page.goto(f"http://127.0.0.1:{first.port}/")
             expect(page.locator("#state")).to_have_text("Ready")
@@ -316,7 +314,7 @@ def test_a_server_that_leaves_is_told_and_one_that_comes_back_is_found(browser: 
             expect(page.locator("#state")).to_have_attribute("data-kind", "lost")
             page.set_input_files("#file", grey(7))
             expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-        with serving(tmp_path / "log", command=command, port=first.port, **given) as second:
+        with serving(tmp_path / "log", command=command, port=first.port, CHECKPOINT=checkpoint) as second:
             second.wait_ready()
             expect(page.locator("#state")).to_have_text("Ready", timeout=30_000)
             set_budget(page, 3200)  # which sends again
