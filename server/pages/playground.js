@@ -208,8 +208,9 @@ function showTally() {
 
 // ---- the key
 
+/** For want of one, or because the one that was kept is no good any more. */
 function askForKey({ status }) {
-  if (status !== 401 || !find("key-form").hidden) return;
+  if (![401, 403].includes(status) || !find("key-form").hidden) return;
   find("key-form").hidden = false;
   find("key").focus();
 }
@@ -363,7 +364,7 @@ async function keepListening() {
       if (error instanceof api.Refusal) askForKey(error);
       else if (!(error instanceof TypeError)) throw error; // what a stream that breaks off ends with
       showState(error.status ? error.message : "Connection lost", "lost");
-      if (error.status === 401) waitS = MAX_RETRY_S;
+      if ([401, 403].includes(error.status)) waitS = MAX_RETRY_S;
     }
     await new Promise((resolve) => {
       wake = resolve;

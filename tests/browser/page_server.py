@@ -16,6 +16,7 @@ from scala_model.width import Width
 from server import app
 from server.lifecycle import run
 from server.settings import Settings
+from tests.unit.edge.application import QuietMachine
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.toy import write_toy
 from tests.unit.virtual_time import Clock
@@ -52,5 +53,6 @@ def engine_of(settings: Settings, checkpoint: Checkpoint, *given: Any) -> FakeEn
 
 
 if __name__ == "__main__":
-    with mock.patch.object(app, "engine_of", engine_of):
+    # What else runs on this machine delays no sleeper, and shall not be taken for interference.
+    with mock.patch.multiple(app, engine_of=engine_of, MachineReader=QuietMachine):
         run(Settings.load())
