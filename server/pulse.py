@@ -52,6 +52,7 @@ class Pulse:
                 except Exception:  # no chart is worth the server
                     log.exception("the live numbers cannot be told")
                 last = now
+        self._next.set()  # also where the last tick could not be told
 
     async def listen(self) -> AsyncGenerator[str, None]:
         """The ticks that there are, then each new one. Who reads too slowly misses some."""

@@ -143,8 +143,12 @@ def test_numbers_that_cannot_be_told_end_no_server(site: Runner, monkeypatch: py
         with monkeypatch.context() as broken:
             broken.setattr(site.services.pulse, "_tick", lambda *given: 1 / 0)
             assert ticks_of(await listen(site, 3)), "those from before"
-        assert (await site.classify()).status == 200
-        assert site.services.lifecycle.failed is None
+            assert (await site.classify()).status == 200
+            assert site.services.lifecycle.failed is None
+            stream = asyncio.create_task(site.ask("GET", EVENTS))
+            await asyncio.sleep(1)
+            site.services.lifecycle.draining = True
+            await asyncio.wait_for(stream, 1)
 
     site(scenario)
 
