@@ -7,7 +7,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test lint bench-engine bench-agreement bench-adaptive simulate simulate-full format lock clean
+.PHONY: help install serve test test-browser lint bench-engine bench-agreement bench-adaptive simulate simulate-full format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" ad
 
 test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-browser: $(VENV)/.dev ## Try the playground in a real browser: needs chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -q tests/browser $(ARGS)
 
 bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes on an idle machine
 	$(BIN)/python -m benchmarks.engine $(ARGS)

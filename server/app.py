@@ -43,9 +43,10 @@ from server.planner import Planner
 from server.policies import Policy, fixed_width, policy_of
 from server.policies.adaptive import Adaptive
 from server.profile_store import Key, ProfileStore, Table, default_folder
+from server.pulse import Pulse
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
-from server.routes import classify, health, model, oip, quote
+from server.routes import classify, events, health, model, oip, pages, quote
 from server.routes import settings as settings_route
 from server.routes.documentation import ANSWER_HEADERS, document
 from server.schemas import EffectiveSettings
@@ -127,6 +128,7 @@ def assemble(
         planner=planner,
         decision_log=decision_log,
         quotes=QuoteBook(),
+        pulse=Pulse(),
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
         decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
@@ -142,7 +144,7 @@ def assemble(
         redoc_url=None,
         static_url="/docs/assets",
     )
-    for routes in (classify, quote, health, model, settings_route, oip):
+    for routes in (classify, quote, events, health, model, settings_route, oip, pages):
         app.include_router(routes.router)
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
@@ -226,7 +228,12 @@ def _lifespan(services: Services, engine: Engine, machine: MachineReader) -> Lif
             services.decision_log.start()
         tasks = [
             asyncio.create_task(work)
-            for work in (_start(services, engine), services.serve_loop.serve(), _watch(services, engine, machine))
+            for work in (
+                _start(services, engine),
+                services.serve_loop.serve(),
+                _watch(services, engine, machine),
+                services.pulse.keep(services),
+            )
         ]
         if services.planner is not None:
             tasks.append(asyncio.create_task(services.planner.keep_fresh()))

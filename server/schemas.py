@@ -96,6 +96,32 @@ class Quote(BaseModel):
     reason: str | None = Field(description="Why it would be refused")
 
 
+class Percentiles(BaseModel):
+    """Milliseconds, from a request's head to its answer's last byte."""
+
+    p50: float
+    p99: float
+
+
+class Tick(BaseModel):
+    """What happened in ``seconds``, and how things stand after them; names and meanings as in `/metrics`."""
+
+    at: float = Field(description="Unix time")
+    seconds: float = Field(description="Since the tick before")
+    state: str = Field(description="`ready`, or why the server is not")
+    outcomes: dict[str, int] = Field(description="Requests since the tick before, by what became of their budget")
+    widths: dict[str, int] = Field(description="Images run since the tick before, by width")
+    arrival_rate: float = Field(description="Images/s, as the controller sees them")
+    queue_depth: int = Field(description="Images decoded and waiting")
+    engine_busy_ratio: float
+    interference_ratio: float
+    full_width_demand_ratio: float
+    latency_ms: Percentiles | None = Field(description="Of the last ten seconds' answers; null without any")
+    attainment: float | None = Field(description="Share of the last ten seconds' requests that was answered in time")
+    expected_accuracy_ratio: float
+    accuracy_debt_points: float
+
+
 class Latency(BaseModel):
     """Milliseconds, on this machine when it is idle."""
 

@@ -25,6 +25,7 @@ from server.metrics import Metrics
 from server.oip.statistics import BatchTally
 from server.planner import Planner
 from server.policies import Policy
+from server.pulse import Pulse
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
@@ -53,6 +54,7 @@ class Services:
     planner: Planner | None
     decision_log: DecisionLog | None
     quotes: QuoteBook
+    pulse: Pulse
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore
@@ -118,9 +120,11 @@ class Services:
         What became of those that named a budget is what plans and quotes are learned from, unless it was the caller's
         doing: he left, or his upload took too long.
         """
-        received, shed = jobs is not None, outcome == "shed"
+        received, shed, now = jobs is not None, outcome == "shed", time.monotonic()
+        if outcome in ("met", "missed"):
+            self.pulse.answered(now - terms.arrival, now)
         if terms.order_by == terms.deadline and (received or shed) and outcome != "cancelled":
-            in_time, now = outcome == "met", time.monotonic()
+            in_time = outcome == "met"
             self.monitor.settled(self._worth(terms, jobs or ()) if in_time else None, now)
             if jobs or (received and not shed):
                 self.monitor.promises.add(in_time, now)

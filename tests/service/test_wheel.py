@@ -71,5 +71,15 @@ def test_installed_wheel_classifies_with_the_checkpoint_it_carries(environment: 
 
 
 @pytest.mark.slow
+def test_installed_server_has_all_of_its_page(environment: Path) -> None:
+    folder = "from server.routes.pages import FOLDER; print(FOLDER)"
+    installed = Path(run(environment / "bin/python", "-I", "-c", folder, cwd=environment).strip())
+    assert installed.is_relative_to(environment)
+    ours = {path.name: path.read_bytes() for path in (REPO_ROOT / "server/pages").iterdir()}
+    assert {path.name: path.read_bytes() for path in installed.iterdir()} == ours
+    assert "playground.html" in ours
+
+
+@pytest.mark.slow
 def test_installed_command_explains_itself(environment: Path) -> None:
     assert "serve" in run(environment / "bin/scala-serve", "--help", cwd=environment)

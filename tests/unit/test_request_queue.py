@@ -18,7 +18,7 @@ from server.types import Answer, Job, QueueView, Terms
 
 WIDTHS = (Width(0.5), Width(1.0))
 PIXELS = np.zeros((1, 1, 3), np.uint8)
-ANSWER = Answer(np.zeros(1, np.float32), WIDTHS[0], 1, 0.0, 0.0, 0.0)
+ANSWER = Answer(np.zeros(1, np.float32), WIDTHS[0], 1, 0.0, 0.0, 0.0, 0.0)
 
 
 def job(order_by: float, deadline: float = 99.0, widths: tuple[Width, ...] = WIDTHS) -> Job:

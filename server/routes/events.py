@@ -1,0 +1,54 @@
+"""``GET /v1/events``: the server's live numbers as server-sent events."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.errors import Unavailable
+from server.pulse import Pulse
+from server.schemas import Problem, Tick
+from server.services import Services
+
+MAX_LISTENERS = 32
+router = APIRouter()
+
+
+class EventStream(StreamingResponse):
+    """Counts as a listener until the client leaves or the server does."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pulse: Pulse) -> None:
+        # Without the second header nginx would keep events back until it has some kilobytes of them.
+        super().__init__(pulse.listen(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._pulse = pulse
+        pulse.listeners += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pulse.listeners -= 1
+
+
+@router.get(
+    "/v1/events",
+    status_code=200,
+    response_class=EventStream,
+    response_model=Tick,
+    responses={503: {"model": Problem, "description": "Draining, or too many are listening"}},
+)
+async def events(request: Request) -> EventStream:
+    """One event a second, beginning with those of the last two minutes; each event's `data` is a JSON object as below.
+
+    The stream ends when the server begins to drain.
+    """
+    services: Services = request.scope["state"]["services"]
+    if services.pulse.over:
+        raise Unavailable(f"There are no more events: {services.lifecycle.why_not_ready()}.")
+    if services.pulse.listeners >= MAX_LISTENERS:
+        raise Unavailable(f"{MAX_LISTENERS} clients listen to events already, the most there may be: close one first.")
+    return EventStream(services.pulse)

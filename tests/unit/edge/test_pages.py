@@ -1,0 +1,84 @@
+"""The playground's files: what is sent of them, and what must not be in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from server.routes.pages import FOLDER, TYPES
+from tests.unit.edge.application import Runner, Site, check_problem
+
+FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in TYPES)
+PAGE = FOLDER / "playground.html"
+
+
+def test_every_file_is_served_as_what_it_is_and_may_run_nothing_else(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        for path in FILES:
+            reply = await site.ask("GET", "/" if path == PAGE else f"/playground/{path.name}")
+            assert (reply.status, reply.body) == (200, path.read_bytes())
+            assert reply.headers["content-type"].partition(";")[0] == TYPES[path.suffix]
+            assert reply.headers["x-content-type-options"] == "nosniff"
+            policy = dict(
+                part.strip().partition(" ")[::2] for part in reply.headers["content-security-policy"].split(";")
+            )
+            assert policy["default-src"] == "'none'"
+            assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+            assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+            assert policy["require-trusted-types-for"] == "'script'"
+
+    site(scenario)
+
+
+def test_who_has_a_file_already_is_told_so(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        etag = (await site.ask("GET", "/")).headers["etag"]
+        for known in (etag, f"W/{etag}", f'"other", {etag}'):
+            reply = await site.ask("GET", "/", headers={"If-None-Match": known})
+            assert (reply.status, reply.body, reply.headers["etag"]) == (304, b"", etag)
+            assert reply.headers["cache-control"] == "no-cache"
+        assert (await site.ask("GET", "/", headers={"If-None-Match": '"other"'})).status == 200
+        etags = [(await site.ask("GET", f"/playground/{path.name}")).headers["etag"] for path in FILES]
+        assert len(set(etags)) == len(FILES)
+
+    site(scenario)
+
+
+def test_only_the_files_of_the_page_are_there(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert (await site.ask("HEAD", "/")).status == 200
+        for name in ("nothing.js", "..", "../app.py", "..%2fapp.py", "__init__.py", ""):
+            check_problem(await site.ask("GET", f"/playground/{name}"), 404)
+
+    site(scenario)
+
+
+def test_the_page_is_there_before_the_server_is_ready_and_while_it_leaves(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert (await site.ask("GET", "/")).status == 200
+        site.services.lifecycle.refusing = site.services.lifecycle.draining = True
+        assert (await site.ask("GET", "/")).status == 200
+
+    site(scenario, warm=False)
+
+
+def test_whatever_the_page_names_exists() -> None:
+    """By addresses relative to the page, so that a proxy may put a prefix before them."""
+    named = set(re.findall(r'(?:href|src)="([^"#]*)"', PAGE.read_text()))
+    assert named - {"docs", "metrics"} == {
+        "playground/icon.svg",
+        "playground/playground.css",
+        "playground/playground.js",
+    }
+    for script in FOLDER.glob("*.js"):
+        for name in re.findall(r'from "\./(.*)"', script.read_text()):
+            assert (FOLDER / name).is_file(), f"{script.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_other_site_and_no_html_made_of_text(path: Path) -> None:
+    text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", text), "the policy would forbid it"
