@@ -12,14 +12,14 @@ from fastapi import APIRouter
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive
 
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, check_media_type
 from server.errors import BadRequest, Expired, Gone, Impossible, RequestError, Shed, TooLarge, Unavailable
-from server.response import classification, classifications
+from server.response import QuickJSONResponse, classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.services import Services
 from server.types import Job, Terms, Timed
@@ -65,7 +65,7 @@ async def classify(request: Request) -> Response:
     if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
         raise first
     respond = classification if single else classifications
-    return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
+    return QuickJSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 
 
 async def classify_image(services: Services, terms: Terms, encoded: bytes, jobs: list[Job]) -> Timed | Exception:
