@@ -71,8 +71,8 @@ FRAMEWORKS = {
             "--max-batch 16 --workers 2 --threads 1",
         ),
     ),
-    "BentoML": ("bento", "bentoml", ("--max-batch 16",)),
-    "Ray Serve": ("ray_serve", "ray", ("--max-batch 16", "--max-batch 16 --batch-wait-ms 2")),
+    "BentoML": ("bento", "bentoml", ("--max-batch 1",)),
+    "Ray Serve": ("ray_serve", "ray", ("--max-batch 16",)),
 }
 PACKAGES = ("openvino", "uvicorn", "starlette", "pydantic", "pillow", "numpy")
 

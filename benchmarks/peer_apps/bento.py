@@ -1,4 +1,4 @@
-"""BentoML with its adaptive batching, one worker."""
+"""BentoML, one worker with its one thread. Its batching takes JSON and forms, but no image as the body."""
 
 # No `from __future__ import annotations`: BentoML looks at the classes of annotations.
 
@@ -12,20 +12,19 @@ import bentoml
 from benchmarks.peer_apps.classifier import Classifier, Options
 
 OPTIONS_VARIABLE = "PEER_OPTIONS"  # BentoML imports this module again, in processes of its own
-MAX_LATENCY_MS = 10_000
 
 if OPTIONS_VARIABLE in os.environ:
     options = Options.parse(os.environ[OPTIONS_VARIABLE].split("\n"))
 
-    @bentoml.service(workers=options.workers, traffic={"timeout": 60})
+    @bentoml.service(workers=options.workers)
     class Service:
         def __init__(self) -> None:
             self._classifier = Classifier(options)
 
-        @bentoml.api(batchable=True, max_batch_size=options.max_batch, max_latency_ms=MAX_LATENCY_MS, route="/classify")
-        def classify(self, images: list[Path]) -> list[dict[str, Any]]:
-            pixels = [self._classifier.decode(image.read_bytes()) for image in images]
-            return [self._classifier.answer(row) for row in self._classifier.run(pixels)]
+        @bentoml.api(route="/classify")  # type: ignore[untyped-decorator]
+        def classify(self, image: Path, /) -> dict[str, Any]:
+            (probabilities,) = self._classifier.run([self._classifier.decode(image.read_bytes())])
+            return self._classifier.answer(probabilities)
 
 
 if __name__ == "__main__":
