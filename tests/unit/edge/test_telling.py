@@ -6,6 +6,7 @@ import asyncio
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scala_model.checkpoint import Checkpoint
@@ -172,3 +173,11 @@ def test_a_policy_for_a_width_that_was_not_trained_is_refused_at_once(checkpoint
 def test_the_toy_checkpoint_is_what_these_tests_believe(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert [float(width) for width in checkpoint.config.widths] == list(ACCURACIES)
     assert usual_seconds(WIDE, [0]) == 0.04
+
+
+def test_probabilities_that_are_no_numbers_are_a_bug_and_not_an_answer(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        site.engine.run = lambda pixels, width: np.full((len(pixels), 200), np.nan, np.float32)  # type: ignore[method-assign]
+        assert (await site.classify()).json()["type"].endswith(":bug")
+
+    site(scenario)
