@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(str(error))
         bench = Bench(checkpoint, Path(folder), interpreters, options.rounds, options.seconds)
         rows = [row for width in widths for row in bench.measure(width)]
-        engine = engine_of(Settings.load({}, environ={}), read_checkpoint(checkpoint), num_cpus())
+        engine = engine_of(Settings.load({}), read_checkpoint(checkpoint), num_cpus())
         report = Report(engine.name, engine.device, bench.overhead(), rows)
         shape = f"{config.image_size} px, patch {config.patch_size}, {config.embed_dim} channels, depth {config.depth}"
         setting = Setting(
@@ -160,7 +160,8 @@ class Bench:
 
     def measure(self, width: Width) -> list[Row]:
         """All servers at one width, ours first. Raises RuntimeError or ValueError for one that does not serve."""
-        versions = {
+        versions: dict[str, str | None] = {OURS: "", ADAPTIVE: ""}
+        versions |= {
             name: _version(self._interpreters[package], package) for name, (_, package, _) in FRAMEWORKS.items()
         }
         tried: dict[str, dict[str, float]] = {}
@@ -171,23 +172,24 @@ class Bench:
             }
             settings = {OURS: f"policy fixed:{width}", ADAPTIVE: f"X-Width: {width}"}
             expected = self._asked(servers[OURS])
+            servers[OURS].halt()
             self._check(servers[ADAPTIVE], expected, ADAPTIVE)
             for name in (name for name in FRAMEWORKS if versions[name]):
                 forms = {form: self._theirs(stack, name, form, width, expected) for form in FRAMEWORKS[name][2]}
-                tried[name] = self._try(forms)
-                settings[name] = max(tried[name], key=lambda form: tried[name][form])
+                rates = tried[name] = self._try(forms)
+                settings[name] = max(rates, key=rates.__getitem__)
                 servers[name] = forms[settings[name]]
             turns = self._in_turns(servers, self._rounds, self._seconds)
         return [
             Row(
                 width,
                 name,
-                "" if name in settings and name not in FRAMEWORKS else versions[name] or "not installed",
+                "not installed" if found is None else found,
                 settings.get(name, ""),
                 tried.get(name, {}),
                 turns.get(name, []),
             )
-            for name in (OURS, ADAPTIVE, *FRAMEWORKS)
+            for name, found in versions.items()
         ]
 
     def overhead(self) -> Overhead:

@@ -55,7 +55,7 @@ class Classifier:
 
     def __init__(self, options: Options) -> None:
         checkpoint = read_checkpoint(options.checkpoint)
-        settings = Settings.load({"num_threads": options.threads, "max_batch": options.max_batch}, environ={})
+        settings = Settings.load({"num_threads": options.threads, "max_batch": options.max_batch})
         self._engine: Engine = engine_of(settings, checkpoint, available_cpus())
         self._width: Width = checkpoint.config.width(options.width)
         self._labels = tuple(str(entry["label"]) for entry in checkpoint.card["classes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
-from starlette.testclient import TestClient
 
 from benchmarks import peers
 from benchmarks.instant_server import InstantEngine
@@ -142,8 +143,12 @@ class Fake(Classifier):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_bare_handler_answers_in_each_of_its_forms(form: str) -> None:
-    with TestClient(make_app(Fake(), form)) as client:
-        reply = client.post("/classify", content=bytes([1, 2, 3, 4, 5, 6]), headers={"Content-Type": "image/jpeg"})
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(Fake(), form))
+        async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+            return await client.post("/classify", content=bytes(range(1, 7)), headers={"Content-Type": "image/jpeg"})
+
+    reply = asyncio.run(ask())
     assert reply.status_code == 200
     assert [best["label"] for best in reply.json()["predictions"]] == list("fedcb")
     assert reply.json()["predictions"][0] == {"class_id": 5, "label": "f", "score": 0.06}
