@@ -86,7 +86,7 @@ def test_what_failed_is_no_answer() -> None:
 def test_without_wrk_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peers.shutil, "which", lambda program: None)
+    monkeypatch.setattr("shutil.which", lambda program: None)
     with pytest.raises(SystemExit):
         peers.main([])
     assert "apt-get install wrk" in capsys.readouterr().err
