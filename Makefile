@@ -7,7 +7,8 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser lint bench-engine bench-agreement bench-adaptive simulate simulate-full format lock clean
+.PHONY: help install serve test test-browser lint bench-engine bench-agreement bench-peers bench-adaptive simulate \
+  simulate-full format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes o
 
 bench-agreement: $(VENV)/.dev ## Compare every engine with the specification on Tiny ImageNet (SCALA_DATA_DIR)
 	$(BIN)/python -m benchmarks.agreement $(ARGS)
+
+bench-peers: $(VENV)/.dev ## Measure the server beside others with the same engine: 6 minutes, idle machine, needs wrk
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 14 minutes on an idle machine
 	$(BIN)/python -m benchmarks.adaptive $(ARGS)

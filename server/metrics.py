@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -60,6 +62,10 @@ class Metrics:
         )
         self.model_info = Gauge("scala_model_info", "The checkpoint", ["name", "sha256"], registry=registry)
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
+        # Finding what labels stand for takes 4 µs, at eight places on a request's way. They are few, and kept anyway.
+        counters = self.requests, self.budget, self.width_selected, self.engine_seconds, self.batches
+        for metric in (*counters, self.request_duration, self.stage_duration):
+            metric.labels = cache(metric.labels)  # type: ignore[method-assign, assignment]
         for outcome in OUTCOMES:
             self.budget.labels(outcome)
         for use in ("answered", "wasted", "idle"):

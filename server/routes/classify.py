@@ -10,13 +10,13 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, Received, check_media_type
 from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedImage
-from server.response import classification, classifications
+from server.response import QuickJSONResponse, classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
 from server.services import Services
@@ -42,7 +42,7 @@ async def classify(request: Request) -> Response:
     if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
         raise first
     respond = classification if single else classifications
-    return JSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
+    return QuickJSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 
 
 async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:

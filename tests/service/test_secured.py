@@ -45,9 +45,15 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     for context in (trusting, known):
         ca.configure_trust(context)
     ca.issue_cert("client").configure_cert(known)
-    settings = {"TLS_CERT": "cert.pem", "TLS_KEY": "key.pem", "TLS_CLIENT_CA": "ca.pem", "API_KEYS_FILE": "keys"}
-    paths = {name: str(folder / file) for name, file in settings.items()}
-    with serving(folder / "log", **paths, RATE_LIMIT="20/minute", CORS_ORIGINS="https://app.example") as running:
+    with serving(
+        folder / "log",
+        TLS_CERT=str(folder / "cert.pem"),
+        TLS_KEY=str(folder / "key.pem"),
+        TLS_CLIENT_CA=str(folder / "ca.pem"),
+        API_KEYS_FILE=str(folder / "keys"),
+        RATE_LIMIT="20/minute",
+        CORS_ORIGINS="https://app.example",
+    ) as running:
         site = Secured(f"https://127.0.0.1:{running.port}", trusting, known, key, busy_key, folder / "log")
         with site.client() as http:
             running.wait_until(lambda: http.get("/readyz").status_code == 200)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
@@ -243,3 +244,11 @@ def test_an_exemplar_has_no_more_than_openmetrics_allows(trace_id: str, longest:
         assert sum(len(name) + len(value) for name, value in labels.items()) <= 128
         assert ("request_id" in labels) is (length <= longest)
         metrics.request_duration.labels("1", "met").observe(1.0, labels)
+
+
+def test_probabilities_that_are_no_numbers_are_a_bug_and_not_an_answer(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        site.engine.run = lambda pixels, width: np.full((len(pixels), 200), np.nan, np.float32)  # type: ignore[method-assign]
+        assert (await site.classify()).json()["type"].endswith(":bug")
+
+    site(scenario)
