@@ -247,7 +247,7 @@ def server_side(counters: Mapping[str, float]) -> dict[str, float | None]:
     predicted = buckets(counters, "scala_prediction_ratio")
     close = predicted.get(1.1, 0.0) - predicted.get(0.9, 0.0)
     return {
-        "refusal_p99_server_ms": p99_ms(buckets(counters, "scala_request_duration_seconds", 'outcome="shed"')),
+        "refusal_p99_server_ms": p99_ms(buckets(counters, "scala_stage_duration_seconds", 'stage="refusal"')),
         "p99_exceeded_share": beyond / (within + beyond) if within + beyond else None,
         "prediction_within_10_percent": close / predicted[math.inf] if predicted else None,
     }

@@ -94,6 +94,8 @@ class Edge:
             self._metrics.budget.labels(outcome).inc()
             exemplar = self._metrics.exemplar(state["request_id"], trace_id)
             self._metrics.request_duration.labels(state["width"], outcome).observe(seconds, exemplar)
+            if outcome == "shed" and not state.get("jobs"):  # nor given up in the queue
+                self._metrics.stage_duration.labels("refusal").observe(seconds)
             if "terms" in state:
                 self._services.settled(state["terms"], state.get("jobs"), outcome)
 

@@ -26,7 +26,11 @@ class Metrics:
             registry=registry,
         )
         self.stage_duration = Histogram(
-            "scala_stage_duration_seconds", "Of one image", ["stage"], buckets=SECONDS, registry=registry
+            "scala_stage_duration_seconds",
+            "Of one image, or of a refusal on arrival",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self.budget = Counter(
             "scala_budget", "Classification requests by what became of their budget", ["outcome"], registry=registry

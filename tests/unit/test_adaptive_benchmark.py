@@ -22,7 +22,7 @@ from server.bench.compare import Running
 from server.simulation.workload import Workload
 from tests.unit.simulated_machine import make_machine
 
-SHED = 'scala_request_duration_seconds_bucket{{le="{}",outcome="shed",width=""}}'
+REFUSAL = 'scala_stage_duration_seconds_bucket{{le="{}",stage="refusal"}}'
 RATIO = 'scala_prediction_ratio_bucket{{le="{}"}}'
 
 
@@ -64,12 +64,12 @@ def test_the_loops_cpu_time_is_that_of_the_main_thread() -> None:
 def test_what_the_servers_histograms_tell() -> None:
     """Of 200 refusals 198, or 99 %, took up to 5 ms. Of 40 batches 30 took 0.9 to 1.1 of the predicted median."""
     counters = {
-        SHED.format("0.002"): 150.0,
-        SHED.format("0.005"): 198.0,
-        SHED.format("0.01"): 200.0,
-        SHED.format("+Inf"): 200.0,
-        SHED.format("0.001").replace("shed", "met"): 999.0,
-        SHED.format("+Inf").replace("shed", "met"): 999.0,
+        REFUSAL.format("0.002"): 150.0,
+        REFUSAL.format("0.005"): 198.0,
+        REFUSAL.format("0.01"): 200.0,
+        REFUSAL.format("+Inf"): 200.0,
+        REFUSAL.format("0.001").replace("refusal", "queue"): 999.0,
+        REFUSAL.format("+Inf").replace("refusal", "queue"): 999.0,
         RATIO.format("0.9"): 4.0,
         RATIO.format("1.1"): 34.0,
         RATIO.format("+Inf"): 40.0,
@@ -81,7 +81,7 @@ def test_what_the_servers_histograms_tell() -> None:
         "p99_exceeded_share": 1 / 40,
         "prediction_within_10_percent": 0.75,
     }
-    assert server_side(counters | {SHED.format("0.005"): 197.0})["refusal_p99_server_ms"] == 10.0
+    assert server_side(counters | {REFUSAL.format("0.005"): 197.0})["refusal_p99_server_ms"] == 10.0
     assert server_side({}) == dict.fromkeys(server_side(counters))
 
 

@@ -1,0 +1,144 @@
+"""The engine's thread and its two places, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from scala_model.width import Width
+from server.device import Device, EngineHung, Errand, Ran
+from server.lifecycle import Lifecycle
+from tests.unit.fake_engine import FakeEngine
+from tests.unit.virtual_time import Clock, run
+
+WIDE = Width(1.0)
+
+
+class Desk:
+    """A device on which one image takes 40 ms and two take 60."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.lifecycle = clock, Lifecycle()
+        self.device = Device(FakeEngine(clock), self.lifecycle)
+
+    async def hand_over(self, images: int = 1, *, median_s: float = 0.04, since: float | None = None) -> Errand:
+        await self.device.places.acquire()
+        pixels = np.full((images, 2, 2, 3), 7, np.uint8)
+        return self.device.hand_over(
+            pixels, WIDE, median_s=median_s, p99_s=median_s + 0.03, patience_s=2.0, since=since
+        )
+
+    async def runs(self, *errands: Errand) -> list[Ran]:
+        return await asyncio.gather(*map(self.device.result, errands))
+
+
+def test_what_waits_behind_a_batch_begins_when_that_ends() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        first, second = await desk.runs(await desk.hand_over(1), await desk.hand_over(2))
+        assert (first.began - start, first.ended - start) == pytest.approx((0.0, 0.04))
+        assert (second.began - start, second.ended - start, second.seconds) == pytest.approx((0.04, 0.10, 0.06))
+        assert (first.idle_s, second.idle_s) == pytest.approx((0.0, 0.0))
+
+    run(scenario)
+
+
+def test_idle_is_what_the_device_stood_still_though_a_batch_could_have_been_run() -> None:
+    """The images of the second came 10 ms before the first ended, and were handed over 5 ms after."""
+
+    async def scenario(clock: Clock) -> None:
+        desk = Desk(clock)
+        await desk.runs(await desk.hand_over())
+        ended = clock.now
+        await asyncio.sleep(0.005)
+        (late,) = await desk.runs(await desk.hand_over(since=ended - 0.010))
+        assert late.idle_s == pytest.approx(0.005)
+        await asyncio.sleep(1.0)
+        (fresh,) = await desk.runs(await desk.hand_over(since=clock.now))
+        assert fresh.idle_s == 0, "nobody was there"
+
+    run(scenario)
+
+
+def test_a_third_has_to_wait_for_a_place() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        done = asyncio.gather(*map(desk.device.result, errands))
+        third = await desk.hand_over()
+        assert clock.now - start == pytest.approx(0.04)
+        await done
+        await desk.device.result(third)
+        assert clock.now - start == pytest.approx(0.12)
+
+    run(scenario)
+
+
+def test_it_foresees_when_it_will_be_free() -> None:
+    """Both batches should take 50 ms, at most 80; margins add up as those of independent times. The first takes 40."""
+
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        device = desk.device
+        first = await desk.hand_over(median_s=0.05)
+        assert (device.free_at - start, device.free_by - start) == pytest.approx((0.05, 0.08))
+        second = await desk.hand_over(median_s=0.05)
+        assert (device.free_at - start, device.free_by - start) == pytest.approx((0.10, 0.10 + 0.03 * 2**0.5))
+        await device.result(first)
+        assert (device.free_at - start, device.free_by - start) == pytest.approx((0.09, 0.12))
+        await device.result(second)
+        assert (device.free_at, device.free_by) == pytest.approx((clock.now, clock.now))
+
+    run(scenario)
+
+
+def test_it_tells_shortly_before_it_should_be_free_or_once_it_is() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        await desk.device.nearly_free(0.01)
+        assert clock.now == start, "nothing is in hand"
+        errand = await desk.hand_over(median_s=0.03)
+        await desk.device.nearly_free(0.01)
+        assert clock.now - start == pytest.approx(0.02)
+        await desk.device.result(errand)
+        errand = await desk.hand_over(median_s=10.0)
+        await desk.device.nearly_free(0.01)
+        assert clock.now - start == pytest.approx(0.08), "it took 40 ms, not ten seconds"
+        await desk.device.result(errand)
+
+    run(scenario)
+
+
+def test_a_run_that_raises_gives_its_place_back() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk = Desk(clock)
+
+        def seconds(width: Width, images: list[int]) -> float:
+            raise RuntimeError("bad")
+
+        usual, desk.device.engine.seconds = desk.device.engine.seconds, seconds  # type: ignore[attr-defined]
+        for _ in range(3):
+            errand = await desk.hand_over()
+            with pytest.raises(RuntimeError, match="bad"):
+                await desk.device.result(errand)
+        desk.device.engine.seconds = usual  # type: ignore[attr-defined]
+        await desk.runs(await desk.hand_over(), await desk.hand_over())
+
+    run(scenario)
+
+
+def test_what_waits_behind_a_hang_is_given_up_at_the_same_time() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        desk.device.engine.seconds = lambda width, images: float("inf")  # type: ignore[attr-defined]
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        failed = await asyncio.gather(*map(desk.device.result, errands), return_exceptions=True)
+        assert [type(error) for error in failed] == [EngineHung] * 2
+        assert clock.now - start == pytest.approx(2.0)
+        assert desk.lifecycle.failed == "no answer in 2.0 s"
+        with pytest.raises(EngineHung, match=r"no answer in 2\.0 s"):
+            await desk.hand_over()
+
+    run(scenario)
