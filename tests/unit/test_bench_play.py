@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -56,9 +57,15 @@ def test_a_slow_server_does_not_hold_up_those_who_come_later() -> None:
 
 
 def test_connections_are_used_again() -> None:
+    async def main(port: int) -> None:
+        with closing(Client(port)) as client:
+            for _ in range(3):  # each ends when its request was answered
+                await play_module.play(client, load_of([0.0], [5000]), PHOTOS, no_progress)
+
     fake = FakeServer(lambda body, headers: answer(0))
-    played(fake, load_of([0.1 * i for i in range(4)], [5000] * 4))
-    assert fake.num_connections < 4
+    with serving(fake):
+        run(main(fake.port))
+    assert (len(fake.requests), fake.num_connections) == (3, 1)
 
 
 def test_refusals_and_errors_are_entered_as_such() -> None:
