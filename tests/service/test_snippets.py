@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ import pytest
 from tests.service.service_process import ROOT, Running
 
 pytestmark = pytest.mark.service
-PAGES = ("README.md", "docs/api.md")
+PAGES = ("README.md", "docs/api.md", "docs/operations.md")
 SHOWN_AT = "127.0.0.1:8000"
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(
+    r"(?<!not run -->\n)^```(\w+)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
+)
 SAME = ("model", "budget_ms", "budget_met", "width", "expected_accuracy", "type", "title", "status")
 TRIES = 5  # a machine on which other tests run may be late for a budget
 
@@ -38,7 +39,7 @@ class Snippet:
 
 
 def snippets() -> Iterator[Snippet]:
-    """All Python of the pages, and those shell commands that ask the server."""
+    """All Python of the pages, and those shell commands that ask the server, but for what a comment says is not run."""
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for found in FENCED.finditer(text):
@@ -60,7 +61,8 @@ def test_the_pages_show_each_kind_of_client() -> None:
 def test_a_snippet_does_what_its_page_shows(
     snippet: Snippet, server: Running, photos: list[bytes], tmp_path: Path
 ) -> None:
-    skip_unless_possible(snippet, server)
+    if snippet.language == "sh" and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
     (tmp_path / "your-photo.jpg").write_bytes(photos[0])
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
@@ -83,18 +85,6 @@ def test_a_snippet_does_what_its_page_shows(
         except AssertionError:
             if last:
                 raise
-
-
-def skip_unless_possible(snippet: Snippet, server: Running) -> None:
-    if snippet.language == "sh" and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    if "$KEY" in snippet.code:
-        pytest.skip("this server asks for no API key")
-    if "tritonclient" in snippet.code:
-        if find_spec("tritonclient") is None:
-            pytest.skip("tritonclient is not installed")
-        if server.http.get("/v2/health/ready").status_code == 404:
-            pytest.skip("this server does not speak the Open Inference Protocol")
 
 
 def check_output(snippet: Snippet, output: str) -> None:
