@@ -29,59 +29,54 @@ def classification(
     """Body and headers of the one-image answer."""
     (timed,) = outcomes
     assert isinstance(timed, Timed)
-    frame, met = _frame(services, terms, state)
     item = _item(services, timed, top_k, terms)
-    services.answered([timed])
-    state.update(width=str(timed.answer.width), ran_until=timed.answer.ran_until)
-    headers = {
-        "X-Scala-Width": str(timed.answer.width),
-        "X-Budget-Met": met,
-        "Server-Timing": _server_timing(item["timing_ms"]),
-    }
-    return {"content": {**frame, **item}, "headers": headers}
+    budget, headers = settle(services, terms, [timed], state)
+    return {"content": {**_frame(services, budget, state), **item}, "headers": headers}
 
 
 def classifications(
     services: Services, terms: Terms, outcomes: Sequence[Timed | Exception], top_k: int, state: MutableMapping[str, Any]
 ) -> dict[str, Any]:
-    """Body and headers of an answer to several images, each with its own predictions or its own error.
-
-    ``Server-Timing`` has the longest that one of them took of each stage: they go through them side by side.
-    """
-    frame, met = _frame(services, terms, state)
-    answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
-    services.answered(answers)
-    if not answers:
-        state["outcome"], frame["budget_met"], met = None, False, "false"
-    widths = sorted({timed.answer.width for timed in answers})
-    state["width"] = str(widths[0]) if len(widths) == 1 else ""
+    """Body and headers of an answer to several images, each with its own predictions or its own error."""
     results = [
         _item(services, outcome, top_k, terms)
         if isinstance(outcome, Timed)
         else {"error": problem(outcome, state["request_id"])}
         for outcome in outcomes
     ]
-    timings = [result["timing_ms"] for result in results if "timing_ms" in result]
-    slowest = {stage: max(timing[stage] for timing in timings) for stage in ("decode", "queue", "inference") if timings}
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
+    budget, headers = settle(services, terms, answers, state)
+    return {"content": {**_frame(services, budget, state), "results": results}, "headers": headers}
+
+
+def settle(
+    services: Services, terms: Terms, answers: Sequence[Timed], state: MutableMapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Note what became of a request whose images got these answers; what its body says of the budget, and the headers.
+
+    ``Server-Timing`` has the longest that one of the images took of each stage: they go through them side by side.
+    """
+    services.answered(answers)
+    now = time.monotonic()
+    met = bool(answers) and now <= terms.order_by
+    widths = [str(width) for width in sorted({timed.answer.width for timed in answers})]
+    outcome = "met" if met else "missed"
+    state.update(outcome=outcome if answers else None, width=widths[0] if len(widths) == 1 else "")
+    if len(answers) == len(state["jobs"]) == 1:
+        state["ran_until"] = answers[0].answer.ran_until
+    spent_ms = [_stages_ms(timed) for timed in answers]
+    longest_ms = {stage: max(each[stage] for each in spent_ms) for stage in spent_ms[0]} if spent_ms else {}
+    longest_ms["total"] = _ms(now - terms.arrival)
     headers = {
-        "X-Scala-Width": ", ".join(map(str, widths)),
-        "X-Budget-Met": met,
-        "Server-Timing": _server_timing(slowest | {"total": _ms(time.monotonic() - terms.arrival)}),
+        "X-Scala-Width": ", ".join(widths),
+        "X-Budget-Met": str(met).lower(),
+        "Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in longest_ms.items()),
     }
-    return {"content": {**frame, "results": results}, "headers": headers}
+    return {"budget_ms": _ms(terms.order_by - terms.arrival), "budget_met": met}, headers
 
 
-def _frame(services: Services, terms: Terms, state: MutableMapping[str, Any]) -> tuple[dict[str, Any], str]:
-    budget_s = terms.order_by - terms.arrival
-    met = time.monotonic() <= terms.order_by
-    state["outcome"] = "met" if met else "missed"
-    frame = {
-        "model": services.checkpoint.card["name"],
-        "budget_ms": round(1000 * budget_s, 3),
-        "budget_met": met,
-        "request_id": state["request_id"],
-    }
-    return frame, "true" if met else "false"
+def _frame(services: Services, budget: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": services.checkpoint.card["name"], **budget, "request_id": state["request_id"]}
 
 
 def _item(services: Services, timed: Timed, top_k: int, terms: Terms) -> dict[str, Any]:
@@ -98,17 +93,13 @@ def _item(services: Services, timed: Timed, top_k: int, terms: Terms) -> dict[st
         "width": float(answer.width),
         "expected_accuracy": services.measured_accuracy[answer.width],
         "batch_size": answer.batch_size,
-        "timing_ms": {
-            "decode": _ms(timed.decode_s),
-            "queue": _ms(answer.queue_s),
-            "inference": _ms(answer.inference_s),
-            "total": _ms(time.monotonic() - terms.arrival),
-        },
+        "timing_ms": {**_stages_ms(timed), "total": _ms(time.monotonic() - terms.arrival)},
     }
 
 
-def _server_timing(timing_ms: Mapping[str, float]) -> str:
-    return ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())
+def _stages_ms(timed: Timed) -> dict[str, float]:
+    answer = timed.answer
+    return {"decode": _ms(timed.decode_s), "queue": _ms(answer.queue_s), "inference": _ms(answer.inference_s)}
 
 
 def _ms(seconds: float) -> float:

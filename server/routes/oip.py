@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import reprlib
-import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from server.oip import codec, schemas
 from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_input
 from server.oip.compression import choose_coding, pack, read_coding, unpacked
 from server.oip.statistics import model_statistics
+from server.response import settle
 from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
 from server.routes.oip_documentation import INDEX, INFER, LOAD, MODEL_READY, OF_MODEL, READY
 from server.routes.visit import visit
@@ -99,7 +99,7 @@ async def model_config(request: Request) -> schemas.ModelConfig:
 
 async def infer(request: Request) -> Response:
     """Classify a batch of images, all or none of them, with the most accurate widths that fit its budget."""
-    services, state = _services(request), request.scope["state"]
+    services = _services(request)
     services.lifecycle.check_serving()
     json_bytes, coding = _read_form(request.headers)
     terms, model = read_terms(request, services), _classifier(services)
@@ -113,8 +113,8 @@ async def infer(request: Request) -> Response:
         inside.permit.set_images(tensor.shape[0])
         inside.narrow(_narrowed(terms, asked.parameters, services))
         answers = await inside.classify_all(images_of(tensor))
-    headers, frame = _settle(services, inside.terms, answers, state)
-    given = (model, asked, answers, frame, choose_coding(request.headers.get("accept-encoding")))
+    budget, headers = settle(services, inside.terms, answers, request.scope["state"])
+    given = (model, asked, answers, budget, choose_coding(request.headers.get("accept-encoding")))
     in_place = len(answers) * len(services.labels) <= MAX_IN_PLACE_VALUES
     content, form = _write(*given) if in_place else await asyncio.to_thread(_write, *given)
     return Response(content, headers=headers | form)
@@ -249,38 +249,13 @@ def _whole(parameters: Mapping[str, Any], name: str, most: int, meaning: str) ->
     return value
 
 
-def _settle(
-    services: Services, terms: Terms, answers: Sequence[Timed], state: MutableMapping[str, Any]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Note what became of the request; the answer's headers, and its JSON but for the tensors."""
-    services.answered(answers)
-    widths = sorted({timed.answer.width for timed in answers})
-    met = time.monotonic() <= terms.order_by
-    state.update(outcome="met" if met else "missed", width=str(widths[0]) if len(widths) == 1 else "")
-    if len(answers) == 1:
-        state["ran_until"] = answers[0].answer.ran_until
-    seconds = {
-        "decode": max(timed.decode_s for timed in answers),
-        "queue": max(timed.answer.queue_s for timed in answers),
-        "inference": max(timed.answer.inference_s for timed in answers),
-        "total": time.monotonic() - terms.arrival,
-    }
-    headers = {
-        "X-Scala-Width": ", ".join(map(str, widths)),
-        "X-Budget-Met": str(met).lower(),
-        "Server-Timing": ", ".join(f"{stage};dur={1000 * each:.3f}" for stage, each in seconds.items()),
-    }
-    budget_ms = round(1000 * (terms.order_by - terms.arrival), 3)
-    return headers, {"parameters": {"budget_ms": budget_ms, "budget_met": met}}
-
-
 def _write(
-    model: Classifier, asked: codec.Request, answers: Sequence[Timed], frame: Mapping[str, Any], coding: str | None
+    model: Classifier, asked: codec.Request, answers: Sequence[Timed], budget: Mapping[str, Any], coding: str | None
 ) -> tuple[bytes, dict[str, str]]:
     """The answer's body, and the headers that tell its form."""
     outputs = model.outputs(asked, [timed.answer for timed in answers])
     named = {} if asked.id is None else {"id": asked.id}
-    frame = {"model_name": model.name, "model_version": VERSION, **named, **frame}
+    frame = {"model_name": model.name, "model_version": VERSION, **named, "parameters": budget}
     body, json_bytes = codec.write_response(frame, outputs)
     headers = {"Content-Type": "application/json"}
     if json_bytes is not None:
