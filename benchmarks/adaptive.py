@@ -1,11 +1,12 @@
 """The adaptive server against fixed widths and other policies, live, on labelled images; and beside its simulation.
 
-Every policy gets the same requests. The network is the embedded checkpoint, made
-heavier without changing its answers (``heavier.py``): as shipped, its widths cost less than their HTTP requests, and
-which is run would hardly matter. Run: ``make bench-adaptive``. The last line is JSON. Ends with 1 when requests left
-late or not at all: then the figures are of another workload.
+Every policy gets the same requests. The network is the embedded checkpoint, made heavier without changing its answers
+(``heavier.py``): as shipped, its widths cost less than their HTTP requests, and which is run would hardly matter. Run:
+``make bench-adaptive``. The last line is JSON. Ends with 1 when requests left late or not at all: then the figures are
+of another workload.
 
-Twelve runs of a minute, six policies on two workloads, and two minutes for all else: every server is started once.
+Twelve runs of a minute, six policies on two workloads, in turns of a quarter of it, and two minutes for all else: every
+server is started once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import sys
 import tempfile
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +53,7 @@ from server.simulation.workload import Workload, make_workload
 BUDGETS = "40-200"
 CAPACITY_S, CONCURRENCY, OVERLOAD_S = 5.0, 16, 15.0
 OVER_WIDEST, OVER_NARROWEST = 1.5, 3.0  # times the capacity
+PARTS = 4  # of a workload: all policies play one before the next, every other time backwards, as the machine drifts
 WINDOW_S, MOST_TAKEN = 0.05, 0.9  # around an instant, and the share of a core that the event loop takes there at most
 Servers = Callable[[str], Running]  # of a policy
 
@@ -165,11 +168,19 @@ class Bench:
         bar.live.refresh_per_second = 1  # each drawing holds up what is due
         with bar, pinned(self._sender), urgent():
             task = bar.add_task("starting", total=len(workload) * len(servers))
+            played: dict[str, list[Played]] = {name: [] for name in servers}
+            before = 0
+            for i, part in enumerate(parts_of(workload, PARTS)):
+                order = [*servers] if i % 2 == 0 else [*servers][::-1]
 
-            def tell(num_sent: int, text: str) -> None:
-                bar.update(task, completed=num_sent, description=text)
+                def tell(num_sent: int, text: str, before: int = before) -> None:
+                    bar.update(task, completed=before + num_sent, description=text)
 
-            return take_turns(servers, workload, photos, num_rounds=1, progress=tell)
+                turn = take_turns({name: servers[name] for name in order}, part, photos, num_rounds=1, progress=tell)
+                for name, one in turn.items():
+                    played[name].append(one)
+                before += len(part) * len(servers)
+        return {name: as_one(each) for name, each in played.items()}
 
     def _rows(self, title: str, played: Mapping[str, Played]) -> dict[str, dict[str, Any]]:
         summaries = {name: Summary.of(joined(one.rounds), one.counters) for name, one in played.items()}
@@ -198,6 +209,25 @@ class Bench:
     def _workload(self, arrivals: str, rate: float, seconds: float) -> Workload:
         count = len(self._data.labels)
         return make_workload(arrivals, BUDGETS, rate=rate, seconds=seconds, num_images=count, seed=self._seed)
+
+
+def parts_of(workload: Workload, count: int) -> list[Workload]:
+    """The same requests in pieces of equal length, each of which begins at 0."""
+    name, length_s = workload.name, workload.seconds / count
+    number = np.minimum(workload.arrivals_s // length_s, count - 1)
+    return [
+        Workload(name, workload.arrivals_s[inside] - i * length_s, workload.budgets_s[inside], workload.images[inside])
+        for i in range(count)
+        if (inside := number == i).any()
+    ]
+
+
+def as_one(parts: Sequence[Played]) -> Played:
+    """What became of a workload that was played in parts."""
+    counters = Counter[str]()
+    for part in parts:
+        counters.update(part.counters)
+    return Played([joined([records for part in parts for records in part.rounds])], dict(counters))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import compress
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,14 +122,17 @@ class ServeLoop:
         for job in jobs:
             job.dispatched = True
         profiled_s = self._profile.p50(decision.width, len(jobs))
-        errand = self._device.hand_over(
-            np.stack([job.pixels for job in jobs]),
-            decision.width,
-            median_s=load.interference * profiled_s,
-            p99_s=decision.predicted_s,
-            patience_s=self._patience_s(decision.predicted_s),
-            since=max(job.queued_at for job in jobs),
-        )
+        try:
+            errand = self._device.hand_over(
+                np.stack([job.pixels for job in jobs]),
+                decision.width,
+                median_s=load.interference * profiled_s,
+                p99_s=decision.predicted_s,
+                patience_s=self._patience_s(decision.predicted_s),
+                since=max(job.queued_at for job in jobs),
+            )
+        except EngineHung as error:  # a run that was for nobody
+            self._fail(jobs, str(error))
         return Batch(jobs, decision, errand, profiled_s)
 
     async def start(self, table: Table | None = None) -> None:
@@ -253,12 +256,12 @@ class ServeLoop:
                     ),
                 )
 
-    async def _measure(self, pixels: NDArray[np.uint8], width: Width, expected_s: float) -> float:
-        """Seconds that a run for nobody takes. Raises EngineHung, or what the engine raises."""
+    async def _measure(self, pixels: NDArray[np.uint8], width: Width, expected_s: float | None = None) -> float:
+        """Seconds that a run for nobody takes, by default a first one. Raises EngineHung, or what the engine raises."""
         await self._device.places.acquire()
-        errand = self._device.hand_over(
-            pixels, width, median_s=expected_s, p99_s=expected_s, patience_s=self._patience_s(expected_s)
-        )
+        patience_s = self._patience_s(FIRST_RUN_S if expected_s is None else expected_s)
+        busy_s = expected_s or 0.0  # nobody is refused for what is not known
+        errand = self._device.hand_over(pixels, width, median_s=busy_s, p99_s=busy_s, patience_s=patience_s)
         return (await self._device.result(errand)).seconds
 
     def _patience_s(self, expected_s: float) -> float:
@@ -268,7 +271,7 @@ class ServeLoop:
     async def _calibrate(self, width: Width, batch: int) -> None:
         """Warm one cell and measure it on the path that requests take, letting them through between runs."""
         pixels = np.zeros((batch, *self._image_shape), np.uint8)
-        last_s = await self._measure(pixels, width, FIRST_RUN_S)
+        last_s = await self._measure(pixels, width)
         seconds = self._remembered(width, batch)
         if seconds:
             last_s = await self._measure(pixels, width, last_s)
@@ -287,7 +290,7 @@ class ServeLoop:
         if other is None:
             await asyncio.sleep(0)
         else:
-            await self._measure(np.zeros((1, *self._image_shape), np.uint8), other, FIRST_RUN_S)
+            await self._measure(np.zeros((1, *self._image_shape), np.uint8), other)
 
     def _retry_smaller(self, jobs: Sequence[Job], width: Width, error: DeviceOutOfMemory) -> None:
         """Back into the queue, and the cell off the table: the policy will split the batch or narrow the width."""
@@ -334,7 +337,7 @@ class ServeLoop:
         self._metrics.batch_size.observe(len(jobs))
         self._metrics.width_selected.labels(str(decision.width)).inc(len(jobs))
 
-    def _fail(self, jobs: Sequence[Job], why: str) -> None:
+    def _fail(self, jobs: Sequence[Job], why: str) -> NoReturn:
         """No more batches. Raises EngineHung."""
         self._give_up(jobs, why)
         raise EngineHung(why)

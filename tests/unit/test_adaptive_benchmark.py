@@ -17,7 +17,16 @@ import psutil
 import pytest
 
 from benchmarks import adaptive
-from benchmarks.adaptive import beside_the_loop, buckets, event_loop_s, p99_ms, server_side, simulated, started_on
+from benchmarks.adaptive import (
+    beside_the_loop,
+    buckets,
+    event_loop_s,
+    p99_ms,
+    parts_of,
+    server_side,
+    simulated,
+    started_on,
+)
 from server.bench.compare import Running
 from server.simulation.workload import Workload
 from tests.unit.simulated_machine import make_machine
@@ -129,3 +138,11 @@ def test_it_ends_with_a_line_of_json_and_fails_off_schedule(
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1]) == {"arrivals": ["gamma:4"]}
     assert err.splitlines() == late
+
+
+def test_parts_are_the_workloads_requests_each_from_its_own_start() -> None:
+    """Eight seconds in four parts; in the third nobody comes."""
+    whole = Workload("by hand", np.array([0.0, 1.5, 2.0, 7.0, 8.0]), np.full(5, 0.1), np.arange(5))
+    parts = parts_of(whole, 4)
+    assert [part.arrivals_s.tolist() for part in parts] == [[0.0, 1.5], [0.0], [1.0, 2.0]]
+    assert [part.images.tolist() for part in parts] == [[0, 1], [2], [3, 4]]

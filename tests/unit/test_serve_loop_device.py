@@ -311,3 +311,34 @@ def test_a_device_lost_while_it_is_warmed_is_no_width_left_out() -> None:
             await bench.loop.start()
 
     run(scenario)
+
+
+# -- what others may believe of it meanwhile
+
+
+def test_a_run_of_unknown_length_is_not_taken_for_a_long_one() -> None:
+    """Nobody may be refused because a cell is run for the first time, which may take six seconds but does not."""
+
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock, cold=True)
+        starting = asyncio.create_task(bench.loop.start())
+        foreseen_s = []
+        while not starting.done():
+            foreseen_s.append(bench.device.free_by - clock.now)
+            await asyncio.sleep(0.001)
+        assert 0.05 < max(foreseen_s) < 0.15, "at most 100 ms, of four images at full width, after some 10"
+
+    run(scenario)
+
+
+def test_nobody_is_lost_whose_batch_a_failed_device_does_not_take() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        serving = asyncio.create_task(bench.loop.serve())
+        bench.lifecycle.fail("no answer to a run for nobody")
+        done = await outcomes([bench.put(image) for image in (1, 2, 3, 4, 5, 6)])
+        assert [type(outcome) for outcome in done] == [Unavailable] * 6
+        with pytest.raises(EngineHung):
+            await serving
+
+    run(scenario)
