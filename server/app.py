@@ -48,7 +48,7 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.routes import classify, events, health, model, oip, pages, quote
 from server.routes import settings as settings_route
-from server.routes.documentation import ANSWER_HEADERS, document
+from server.routes.openapi import ANSWER_HEADERS, document
 from server.schemas import EffectiveSettings
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
@@ -149,8 +149,9 @@ def assemble(
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     gate = Gate.of(settings)
-    document(app, num_classes=len(services.labels), widths=[*map(float, measured)], keys=gate is not None)
-    paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(checkpoint.card["name"]), oip.infer)}
+    name, widths = checkpoint.card["name"], [*map(float, measured)]
+    document(app, model=name, num_classes=len(services.labels), widths=widths, keys=gate is not None)
+    paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(name), oip.infer)}
     edge = Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}, gate)
     return _for_pages_of(settings.cors_origins, edge), services
 

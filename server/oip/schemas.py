@@ -20,9 +20,11 @@ class _Asked(BaseModel):
 
 
 class RequestInput(_Asked):
-    name: str = Field(description="`image` or `pixels`")
+    name: str = Field(json_schema_extra={"enum": ["image", "pixels"]})
     shape: list[Dimension] = Field(max_length=MAX_RANK, description="[N, 1] of `image`, [N, height, width, 3]")
-    datatype: str = Field(description="BYTES of `image`, UINT8 of `pixels`")
+    datatype: str = Field(
+        description="BYTES of `image`, UINT8 of `pixels`", json_schema_extra={"enum": ["BYTES", "UINT8"]}
+    )
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data_size`: so many bytes after the JSON are the data"
     )
@@ -32,7 +34,7 @@ class RequestInput(_Asked):
 
 
 class RequestOutput(_Asked):
-    name: str = Field(description="`probabilities`, `label` or `width`")
+    name: str = Field(json_schema_extra={"enum": ["probabilities", "label", "width"]})
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data`: true or false; `classification`: how many classes, as strings, best first"
     )
@@ -42,7 +44,8 @@ class InferenceRequest(_Asked):
     id: str | None = Field(None, description="Comes back in the answer")
     parameters: dict[str, Any] | None = Field(
         None,
-        description="`latency_budget_ms`; `timeout` in microseconds; `priority`, 1 the highest; `binary_data_output`",
+        description="`latency_budget_ms`; `timeout` in microseconds: the smallest budget counts, the header's too; "
+        "`priority`, 1 the highest; `binary_data_output`",
     )
     inputs: list[RequestInput] = Field(min_length=1, max_length=MAX_TENSORS)
     outputs: list[RequestOutput] | None = Field(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.errors import Unavailable
 from server.pulse import Pulse
-from server.schemas import Problem, Tick
+from server.routes.documentation import EVENTS
 from server.services import Services
 
 MAX_LISTENERS = 32
@@ -34,18 +34,9 @@ class EventStream(StreamingResponse):
             self._pulse.listeners -= 1
 
 
-@router.get(
-    "/v1/events",
-    status_code=200,
-    response_class=EventStream,
-    response_model=Tick,
-    responses={503: {"model": Problem, "description": "Draining, or too many are listening"}},
-)
+@router.get("/v1/events", response_class=Response, **EVENTS)
 async def events(request: Request) -> EventStream:
-    """One event a second, beginning with those of the last two minutes; each event's `data` is a JSON object as below.
-
-    The stream ends when the server begins to drain.
-    """
+    """One event a second, beginning with those of the last two minutes; each event's `data` is a `Tick` in JSON."""
     services: Services = request.scope["state"]["services"]
     if services.pulse.over:
         raise Unavailable(f"There are no more events: {services.lifecycle.why_not_ready()}.")

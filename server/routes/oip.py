@@ -11,9 +11,9 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed_version
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,8 +27,8 @@ from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_inp
 from server.oip.compression import choose_coding, pack, read_coding, unpacked
 from server.oip.statistics import model_statistics
 from server.response import settle
+from server.routes import oip_documentation as told
 from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
-from server.routes.oip_documentation import INDEX, INFER, LOAD, MODEL_READY, OF_MODEL, READY
 from server.routes.visit import visit
 from server.services import Services
 from server.types import SMALL_BYTES, Terms, Timed
@@ -52,13 +52,13 @@ MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on th
 router = APIRouter(tags=["Open Inference Protocol"])
 
 
-@router.get("/v2/health/live")
+@router.get("/v2/health/live", **told.LIVE)
 async def live() -> schemas.Live:
     """200 while the event loop turns."""
     return schemas.Live(live=True)
 
 
-@router.get("/v2/health/ready", **READY)
+@router.get("/v2/health/ready", **told.READY)
 async def ready(request: Request) -> schemas.Ready:
     """200 once the narrowest and the widest width are warmed; 503 while starting, draining or failed."""
     _check_ready(_services(request))
@@ -66,13 +66,13 @@ async def ready(request: Request) -> schemas.Ready:
 
 
 @router.get("/v2/", include_in_schema=False)
-@router.get("/v2")
+@router.get("/v2", **told.SERVER)
 async def server_metadata() -> schemas.ServerMetadata:
     """The server, and the extensions of the protocol that it knows."""
     return schemas.ServerMetadata(name="scala-serve", version=installed_version("scala-serve"), extensions=EXTENSIONS)
 
 
-@router.get("/v2/models/stats")
+@router.get("/v2/models/stats", **told.ALL_STATISTICS)
 async def statistics(request: Request) -> schemas.Statistics:
     """What the only model has done since the server started, by whichever route."""
     services = _services(request)
@@ -120,7 +120,7 @@ async def infer(request: Request) -> Response:
     return Response(content, headers=headers | form)
 
 
-@router.post("/v2/repository/index", **INDEX)
+@router.post("/v2/repository/index", **told.INDEX)
 async def repository_index(request: Request) -> list[schemas.IndexEntry]:
     """The only model, and whether it is ready."""
     services, asked = _services(request), await _read_query(request)
@@ -132,34 +132,26 @@ async def repository_index(request: Request) -> list[schemas.IndexEntry]:
     return [schemas.IndexEntry(name=_classifier(services).name, version=VERSION, state=state, reason=reason)]
 
 
-@router.post("/v2/repository/models/{model}/load", **LOAD)
-@router.post("/v2/repository/models/{model}/unload", **LOAD)
+@router.post("/v2/repository/models/{model}/load", **told.CHANGE)
+@router.post("/v2/repository/models/{model}/unload", **told.CHANGE)
 async def change_repository() -> None:
     """Never: a model comes and goes with its server."""
     raise BadRequest("Models cannot be loaded or unloaded: start another server with another checkpoint.")
 
 
-async def check_model(request: Request, model: Annotated[str, Path(description="The model's name")]) -> None:
+async def check_model(request: Request) -> None:
     """Raises UnknownModel."""
-    _classifier(_services(request)).check_name(model)
+    named = request.path_params
+    _classifier(_services(request)).check_name(named["model"], named.get("version", VERSION))
 
 
-async def check_version(
-    request: Request,
-    model: Annotated[str, Path(description="The model's name")],
-    version: Annotated[str, Path(description=f"Its version, which is always {VERSION}")],
-) -> None:
-    """Raises UnknownModel."""
-    _classifier(_services(request)).check_name(model, version)
-
-
-for prefix, check in (("/v2/models/{model}", check_model), ("/v2/models/{model}/versions/{version}", check_version)):
-    named: dict[str, Any] = {"dependencies": [Depends(check)]}
-    router.get(prefix, **named, **OF_MODEL)(model_metadata)
-    router.get(f"{prefix}/ready", **named, **MODEL_READY)(model_ready)
-    router.get(f"{prefix}/config", **named, **OF_MODEL)(model_config)
-    router.get(f"{prefix}/stats", **named, **OF_MODEL)(statistics)
-    router.post(f"{prefix}/infer", **named, **INFER, response_model=None)(infer)
+for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+    named: dict[str, Any] = {"dependencies": [Depends(check_model)]}
+    router.get(prefix, **named, **told.MODEL)(model_metadata)
+    router.get(f"{prefix}/ready", **named, **told.MODEL_READY)(model_ready)
+    router.get(f"{prefix}/config", **named, **told.CONFIG)(model_config)
+    router.get(f"{prefix}/stats", **named, **told.STATISTICS)(statistics)
+    router.post(f"{prefix}/infer", **named, **told.INFER, response_model=None)(infer)
 
 
 def infer_paths(model: str) -> tuple[str, ...]:

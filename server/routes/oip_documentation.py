@@ -2,111 +2,174 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from typing import Any
 
+from server import errors
 from server.oip import schemas
+from server.oip.classifier import VERSION, Classifier
+from server.routes import openapi
+from server.routes.documentation import ANSWERED, BROKEN, STARTING, TERMS
+from server.routes.openapi import NAME, answer, example, header, parameter, ref, shown
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+refused = partial(openapi.refused, by_oip=True)
 
+_CLASSIFIER = Classifier(NAME, [""] * 200, max_images=256)
+_NOTHING, _ONCE = {"count": 0, "ns": 0}, {"count": 1, "ns": 1_024_581}
+_COMPUTED = {"compute_input": _ONCE, "compute_infer": _ONCE, "compute_output": _NOTHING}
+_STATISTICS = {
+    "name": NAME,
+    "version": VERSION,
+    "last_inference": 1_795_415_843_017,
+    "inference_count": 1,
+    "execution_count": 1,
+    "inference_stats": {
+        **{"success": _ONCE, "fail": _NOTHING, "queue": _ONCE},
+        **_COMPUTED,
+        **{"cache_hit": _NOTHING, "cache_miss": _NOTHING},
+    },
+    "batch_stats": [{"batch_size": 1, **_COMPUTED}],
+}
+_NOT_READY = {
+    503: refused(
+        "Starting, draining or failed",
+        errors.Unavailable("The server is not ready: starting: the first widths are being warmed."),
+    )
+}
+_UNKNOWN = {
+    404: refused(
+        "Another model or version than the one served",
+        errors.UnknownModel(f"There is no model 'other'; the one served here is {NAME!r}."),
+    )
+}
 
-def _error(text: str) -> dict[str, Any]:
-    return {"model": schemas.Error, "description": text}
-
-
-def _request_schema() -> dict[str, Any]:
-    """The schema of a request with what it refers to in place, since OpenAPI's own components are the framework's."""
-    schema = schemas.InferenceRequest.model_json_schema()
-    parts = schema.pop("$defs")
-
-    def inlined(node: Any) -> Any:
-        if isinstance(node, dict):
-            reference = node.get("$ref")
-            return {k: inlined(v) for k, v in node.items()} if reference is None else inlined(parts[reference[8:]])
-        return [inlined(each) for each in node] if isinstance(node, list) else node
-
-    found: dict[str, Any] = inlined(schema)
-    return found
-
-
-def _header(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
-
-
-_MISTAKES = {"4XX": _error("Another mistake of the caller")}
-_UNKNOWN = {404: _error("Another model or version than the one served")}
-_NOT_READY = {503: _error("Starting, draining or failed")}
-READY: dict[str, Any] = {"responses": {**_NOT_READY, **_MISTAKES}}
-OF_MODEL: dict[str, Any] = {"responses": {**_UNKNOWN, **_MISTAKES}}
-MODEL_READY: dict[str, Any] = {"responses": {**_UNKNOWN, **_NOT_READY, **_MISTAKES}}
-LOAD: dict[str, Any] = {"responses": {400: _error("Always: models come and go with their server"), **_MISTAKES}}
+LIVE: dict[str, Any] = {"responses": example("The event loop turns", {"live": True})}
+READY: dict[str, Any] = {
+    "responses": {**example("The narrowest and the widest width are warmed", {"ready": True}), **_NOT_READY}
+}
+SERVER: dict[str, Any] = {
+    "responses": example(
+        "What is served, and the protocol's extensions",
+        {"name": "scala-serve", "version": "0.1.0", "extensions": ["binary_tensor_data", "classification"]},
+    )
+}
+ALL_STATISTICS: dict[str, Any] = {"responses": example("Of the only model", {"model_stats": [_STATISTICS]})}
+STATISTICS: dict[str, Any] = {"responses": {**ALL_STATISTICS["responses"], **_UNKNOWN}}
+MODEL: dict[str, Any] = {
+    "responses": {**example("-1 is any size", _CLASSIFIER.metadata().model_dump()), **_UNKNOWN},
+}
+MODEL_READY: dict[str, Any] = {
+    "responses": {**example("The server is ready", {"name": NAME, "ready": True}), **_UNKNOWN, **_NOT_READY}
+}
+CONFIG: dict[str, Any] = {
+    "responses": {**example("Dimensions without the batch's", _CLASSIFIER.config().model_dump()), **_UNKNOWN},
+}
+CHANGE: dict[str, Any] = {
+    "status_code": 400,
+    "responses": {
+        400: refused(
+            "Always",
+            errors.BadRequest("Models cannot be loaded or unloaded: start another server with another checkpoint."),
+        )
+    },
+}
 INDEX: dict[str, Any] = {
-    "responses": {400: _error("Something else than JSON"), 413: _error("A body of more than 1000 bytes"), **_MISTAKES},
+    "responses": {
+        **example("The only model", [{"name": NAME, "version": VERSION, "state": "READY", "reason": ""}]),
+        400: refused(
+            "Another body",
+            errors.BadRequest('The body must be empty or say whether only ready models count: {"ready": true}.'),
+        ),
+        413: refused(
+            "A body of more than 1000 bytes",
+            errors.TooLarge("The body has 1001 bytes or more; the limit is 1000: send less."),
+        ),
+    },
     "openapi_extra": {
         "requestBody": {
-            "required": False,
-            "content": {"application/json": {"schema": schemas.IndexQuery.model_json_schema()}},
+            "content": {"application/json": {"schema": ref(schemas.IndexQuery), "example": {"ready": True}}}
         }
     },
 }
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FRAME = {"model_name": NAME, "model_version": VERSION, "parameters": {"budget_ms": 100.0, "budget_met": True}}
+_BEST = {
+    "name": "probabilities",
+    "datatype": "BYTES",
+    "shape": [1, 2],
+    "data": ["0.096201:113:lampshade", "0.081535:168:umbrella"],
+}
+_HALF = {"name": "width", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}}
+_BINARY_JSON = json.dumps({**_FRAME, "outputs": [_HALF]})
+_JSON_BYTES = header(
+    "How many bytes are JSON, before any compression; only if binary tensors follow",
+    len(_BINARY_JSON),
+    {"type": "integer", "minimum": 1},
+)
 INFER: dict[str, Any] = {
     "responses": {
-        200: {
-            "model": schemas.InferenceResponse,
-            "description": "JSON, followed by the binary tensors if any were wanted",
-            "content": {
-                "application/json": {
-                    "example": {
-                        "model_name": "scala-xs-tiny-imagenet",
-                        "model_version": "1",
-                        "id": "42",
-                        "parameters": {"budget_ms": 100.0, "budget_met": True},
-                        "outputs": [
-                            {
-                                "name": "probabilities",
-                                "datatype": "BYTES",
-                                "shape": [1, 2],
-                                "data": ["0.644917:145:school bus", "0.247648:166:trolleybus"],
-                            }
-                        ],
-                    }
-                },
-                "application/octet-stream": BINARY,
+        200: answer(
+            "JSON, followed by the binary tensors if any were wanted",
+            ANSWERED | {"Inference-Header-Content-Length": _JSON_BYTES},
+            {
+                "application/json": shown(
+                    ref(schemas.InferenceResponse), best={**_FRAME, "id": "42", "outputs": [_BEST]}
+                ),
+                "application/octet-stream": {**_BINARY, "example": f"{_BINARY_JSON}\0\0\0?"},
             },
-        },
-        400: _error("A request that cannot be read, or that asks for what there is not"),
+        ),
+        400: refused(
+            "A request that cannot be read, or that asks for what there is not",
+            errors.BadRequest("Input 'image' must have either data or the parameter binary_data_size."),
+        ),
         **_UNKNOWN,
-        413: _error("More bytes, pixels, images or JSON values than the limit"),
-        415: _error("A content type or coding that is not read here, or no image type that is"),
-        422: _error("A broken image, or a budget, width or floor that cannot be had here even when idle"),
-        429: _error("Refused for load; see Retry-After"),
-        500: _error("A bug"),
-        503: _error("Starting or draining"),
-        504: _error("The deadline passed"),
+        413: refused(
+            "More bytes, pixels, images or JSON values than the limit",
+            errors.TooLarge("The image declares 90000 x 90000 = 8100000000 pixels; the limit is 50000000."),
+        ),
+        415: refused(
+            "A content type or coding that is not read here, or no image type that is",
+            errors.UnsupportedBody("The content coding 'br' is unknown; send gzip, deflate or none."),
+            errors.UnsupportedImage("The bytes are no image we recognise."),
+        ),
+        422: refused(
+            "A broken image, or a budget, width or floor that cannot be had here even when idle",
+            BROKEN,
+            errors.Impossible("A budget of 0.1 ms cannot be met at any width."),
+        ),
+        429: refused(
+            "Refused for load, or the API key was used too often",
+            errors.Shed("Even the narrowest width would be late; try again in 2 s.", retry_after_s=2),
+        ),
+        500: refused("A bug; it is in the log", errors.EngineFailed("The engine failed on this batch.")),
+        503: refused("Starting, draining or failed", STARTING),
+        504: refused("The deadline came first", errors.Expired("The deadline passed after 100 ms.")),
     },
     "openapi_extra": {
         "parameters": [
-            _header(
+            parameter(
+                "header",
                 "Inference-Header-Content-Length",
                 {"type": "integer", "minimum": 0},
                 "How many bytes of the body are JSON, before any compression; binary tensors follow. 0: the body is "
                 "one encoded image. Absent: all of it is JSON",
             ),
-            _header("Content-Encoding", {"type": "string", "enum": ["gzip", "deflate", "identity"]}, "Of the body"),
-            _header(
-                "X-Latency-Budget-Ms",
-                {"type": "number", "exclusiveMinimum": 0, "maximum": 600000},
-                "Milliseconds this request may take; so do the parameters `latency_budget_ms` and `timeout`, and the "
-                "smallest counts",
+            parameter(
+                "header",
+                "Content-Encoding",
+                {"type": "string", "enum": ["identity", "gzip", "deflate"]},
+                "Of the body",
+                "identity",
             ),
-            _header("X-Min-Accuracy", {"type": "number", "minimum": 0, "maximum": 1}, "Floor on the width's accuracy"),
-            _header("X-Width", {"type": "number"}, "Pins a trained width"),
-            _header("X-Request-Id", {"type": "string"}, "Comes back in the answer's header and in logs"),
+            *TERMS,
         ],
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _request_schema(),
+                    "schema": ref(schemas.InferenceRequest),
                     "example": {
                         "id": "42",
                         "parameters": {"timeout": 100_000},
@@ -114,7 +177,7 @@ INFER: dict[str, Any] = {
                         "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}],
                     },
                 },
-                "application/octet-stream": BINARY,
+                "application/octet-stream": _BINARY,
             },
         },
     },

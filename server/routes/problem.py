@@ -65,6 +65,11 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
     )
 
 
+def is_oip(path: str) -> bool:
+    """Whether the route is one of the Open Inference Protocol."""
+    return f"{path}/".startswith("/v2/")
+
+
 def error_response(error: Exception, scope: Scope) -> Response:
     """In the form of the request's route: the Open Inference Protocol knows ``{"error": ...}`` alone."""
     content = problem(error, scope["state"]["request_id"])
@@ -76,7 +81,7 @@ def error_response(error: Exception, scope: Scope) -> Response:
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
     status, media_type = content["status"], "application/problem+json"
-    if f"{scope['path']}/".startswith("/v2/"):
+    if is_oip(scope["path"]):
         content, media_type = {"error": content["detail"]}, "application/json"
     return Response(json.dumps(content, ensure_ascii=False), status, headers, media_type=media_type)
 

@@ -13,8 +13,9 @@ from tests.service.service_process import Running
 
 pytestmark = pytest.mark.service
 
-# No schema can say which bytes are an image (400, 415) or what is impossible on this machine (422); 503 and 504 are
-# answers of a server that works. Headers that nobody documented are nothing to refuse.
+# No schema can say which bytes are an image (400, 415), how much data a shape takes (400) or what is impossible on this
+# machine (422); 503 and 504 are answers of a server that works. Models are never loaded or unloaded (400). Headers that
+# nobody documented are nothing to refuse.
 CONFIG = """
 seed = 1
 request-timeout = 20
@@ -27,8 +28,12 @@ phases.stateful.enabled = false
 checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 504]
 
 [[operations]]
-include-path = "/v1/classify"
+include-path-regex = "^/v1/classify$|/infer$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 415, 422, 429, 503, 504]
+
+[[operations]]
+include-path-regex = "load$"
+checks.positive_data_acceptance.expected-statuses = [400]
 """
 
 

@@ -10,6 +10,9 @@ from server.api_keys import line_for, new_key
 from server.settings import Settings
 from tests.unit.edge.application import CLASSIFY, Runner, Site
 
+# It must fit the body, whatever the body is.
+NO_EXAMPLE = "Inference-Header-Content-Length"
+
 
 async def openapi(site: Site) -> dict[str, Any]:
     document: dict[str, Any] = (await site.ask("GET", "/openapi.json")).json()
@@ -50,15 +53,20 @@ def test_every_answer_and_header_is_documented_with_an_example(site: Runner) -> 
         document = await openapi(site)
         for path, operation in operations(document):
             for parameter in operation["parameters"]:
-                assert {"description", "example"} <= parameter.keys(), (path, parameter["name"])
+                needed = {"description"} if parameter["name"] == NO_EXAMPLE else {"description", "example"}
+                assert needed <= parameter.keys(), (path, parameter["name"])
             for status, answer in operation["responses"].items():
                 assert answer["headers"].keys() >= {"X-Request-Id"}, (path, status)
                 for header in answer["headers"].values():
                     assert {"description", "example", "schema"} <= header.keys(), (path, status)
                 assert all({"example", "examples"} & content.keys() for content in answer["content"].values()), path
-                if int(status) >= 400 and "application/problem+json" in answer["content"]:
-                    for example in answer["content"]["application/problem+json"]["examples"].values():
-                        assert example["value"]["status"] == int(status), path
+                for media_type, content in answer["content"].items() if int(status) >= 400 else ():
+                    values = [example["value"] for example in content.get("examples", {}).values()]
+                    if path.startswith("/v2"):
+                        assert content["schema"] == {"$ref": "#/components/schemas/Error"}, path
+                        assert all(value.keys() == {"error"} for value in values), path
+                    elif media_type == "application/problem+json":
+                        assert all(value["status"] == int(status) for value in values), path
         answers = document["paths"][CLASSIFY]["post"]["responses"]
         assert answers.keys() == {"200", "400", "413", "415", "422", "429", "500", "503", "504"}
         assert answers["200"]["headers"].keys() >= {"X-Scala-Width", "X-Budget-Met", "Server-Timing"}
@@ -73,20 +81,30 @@ def test_the_document_knows_the_model(site: Runner) -> None:
         parameters = {each["name"]: each for each in document["paths"][CLASSIFY]["post"]["parameters"]}
         assert parameters["top_k"]["schema"]["maximum"] == 200
         assert parameters["X-Width"]["schema"]["enum"] == [0.25, 0.5, 0.75, 1.0]
+        name, version, *_ = document["paths"]["/v2/models/{model}/versions/{version}/infer"]["post"]["parameters"]
+        assert (name["name"], name["schema"]["enum"], name["example"]) == ("model", ["toy"], "toy")
+        assert (version["name"], version["schema"]["enum"]) == ("version", ["1"])
         assert document == await openapi(site), "asked again"
 
     site(scenario)
 
 
-def test_the_document_of_one_server_leaves_nothing_in_that_of_the_next(site: Runner) -> None:
+def test_the_document_of_one_server_leaves_nothing_in_that_of_the_next(site: Runner, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(line_for("alice", new_key()))
+    documents = []
+
     async def scenario(site: Site) -> None:
-        for _, operation in operations(await openapi(site)):
-            names = [parameter["name"] for parameter in operation["parameters"]]
-            assert len(set(names)) == len(names)
-            assert "security" not in operation
+        documents.append(await openapi(site))
 
     site(scenario)
+    site(scenario, api_keys_file=tmp_path / "keys")
     site(scenario)
+    before, with_keys, after = documents
+    assert before == after != with_keys
+    for path, operation in operations(after):
+        names = [parameter["name"] for parameter in operation["parameters"]]
+        assert len(set(names)) == len(names), path
+        assert "security" not in operation, path
 
 
 def test_keys_are_documented_where_they_are_asked_for(site: Runner, tmp_path: Path) -> None:
@@ -96,9 +114,12 @@ def test_keys_are_documented_where_they_are_asked_for(site: Runner, tmp_path: Pa
         document = await openapi(site)
         assert document["components"]["securitySchemes"] == {"apiKey": {"type": "http", "scheme": "bearer"}}
         for path, operation in operations(document):
-            asks = path not in ("/livez", "/readyz")
+            asks = path not in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
             assert ("security" in operation) is asks, path
             assert ({"401", "403", "429"} <= operation["responses"].keys()) is asks, path
+            form = "application/json" if path.startswith("/v2") else "application/problem+json"
+            for status in ("401", "403", "429") if asks else ():
+                assert operation["responses"][status]["content"].keys() == {form}, path
 
     site(scenario, api_keys_file=tmp_path / "keys")
 
