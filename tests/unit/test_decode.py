@@ -528,6 +528,39 @@ def test_a_jpeg_that_goes_over_its_pixels_without_end_is_refused() -> None:
         decode(photo_with_scans(2000))
 
 
+@pytest.mark.parametrize(
+    "filler", [b"\xff\xfe\x00\x02", b"\xff\xe1\x00\x02", b"\x00", b"\xff", b"\xff\x00", b"\xff\xd0"]
+)
+def test_a_jpeg_of_a_million_trifles_is_refused_at_once(filler: bytes) -> None:
+    decode, photo = ImageDecoder(Preprocessing(48), 50_000_000), photo_with_scans(1)
+    assert decode(photo[:2] + filler * 1000 + photo[2:]).shape == (48, 48, 3)
+    started = time.process_time()
+    with pytest.raises(BrokenImage):
+        decode(photo[:2] + filler * 1_000_000 + photo[2:])
+    assert time.process_time() - started < 0.1
+
+
+def test_a_png_of_a_million_trifles_is_refused_at_once() -> None:
+    decode = ImageDecoder(Preprocessing(48), 50_000_000)
+    started = time.process_time()
+    with pytest.raises(BrokenImage):
+        decode(png(64, 64, chunks=png_chunk(b"abCd", b"") * 1_000_000))
+    assert time.process_time() - started < 0.1
+
+
+def test_what_has_many_parts_is_not_decoded_in_place() -> None:
+    decode = ImageDecoder(Preprocessing(48), 50_000_000)
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    photo = buffer.getvalue()
+    for filler in (b"\xff\xfe\x00\x02", b"\x00"):
+        assert decode.if_small(photo[:2] + filler * 10 + photo[2:]) is not None
+        assert decode.if_small(photo[:2] + filler * 1000 + photo[2:]) is None
+    plain = png(64, 64, pixels=bytes(64 * (1 + 3 * 64)))
+    assert decode.if_small(plain) is not None
+    assert decode.if_small(plain[:33] + png_chunk(b"abCd", b"") * 1000 + plain[33:]) is None
+
+
 def test_a_film_behind_a_photo_is_no_part_of_it() -> None:
     decode = ImageDecoder(Preprocessing(48), 50_000_000)
     film = b"\xff\xda\x00\x00" * 100_000
