@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 MAX_ID_CHARS = 118  # of a request in an exemplar, whose names and values may have 128 together, by OpenMetrics, ...
 TRACE_CHARS = 40  # ... of which a trace takes so many
+_PLAIN_ID = re.compile(r"[!#-\[\]-~]+")  # what stands in an exemplar as it is: some parsers choke on an escaped quote
 OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "cancelled")
 
 
@@ -79,7 +81,7 @@ class Metrics:
     def exemplar(request_id: str, trace_id: str) -> dict[str, str]:
         """What leads from a histogram's bucket to one of its requests: the trace, if there is one, and the request."""
         labels = {"trace_id": trace_id} if trace_id else {}
-        if len(request_id) <= MAX_ID_CHARS - (TRACE_CHARS if trace_id else 0):
+        if len(request_id) <= MAX_ID_CHARS - (TRACE_CHARS if trace_id else 0) and _PLAIN_ID.fullmatch(request_id):
             labels["request_id"] = request_id
         return labels
 

@@ -246,6 +246,19 @@ def test_an_exemplar_has_no_more_than_openmetrics_allows(trace_id: str, longest:
         metrics.request_duration.labels("1", "met").observe(1.0, labels)
 
 
+def test_no_request_can_spoil_a_scrape_by_its_name(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        for name in ('a"} 1 # \\ {b=', 'a"', "a\\", "a # {b", "fine_1.2-3:{4}#,="):
+            reply = await site.classify(headers={"X-Request-Id": name})
+            assert reply.headers["x-request-id"] == name
+            scraped = await site.ask("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
+            families = [*openmetrics(scraped.body.decode())]  # type: ignore[no-untyped-call]
+        exemplars = [sample.exemplar.labels for each in families for sample in each.samples if sample.exemplar]
+        assert exemplars == [{"request_id": "fine_1.2-3:{4}#,="}]
+
+    site(scenario)
+
+
 def test_probabilities_that_are_no_numbers_are_a_bug_and_not_an_answer(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         site.engine.run = lambda pixels, width: np.full((len(pixels), 200), np.nan, np.float32)  # type: ignore[method-assign]
