@@ -69,11 +69,10 @@ class Tensor:
             raise BadRequest(f"{self.name} holds {len(data) - position} bytes more than its {count} elements.")
 
     def _flat(self, data: list[Any]) -> list[Any]:
-        try:
-            while data and isinstance(data[0], list):
-                data = list(chain.from_iterable(data))
-        except TypeError:
-            raise BadRequest(f"The data of {self.name} must be flat or nested evenly.") from None
+        while data and isinstance(data[0], list):
+            if not all(isinstance(part, list) for part in data):
+                raise BadRequest(f"The data of {self.name} must be flat or nested evenly.")
+            data = list(chain.from_iterable(data))
         self._check_size(len(data), "elements")
         return data
 

@@ -131,6 +131,8 @@ BAD: dict[str, tuple[Any, bytes, str]] = {
     "pixels with a point": ({"inputs": [pixels([1, 1, 1, 3], [1, 2, 1.0])]}, b"", "0 to 255"),
     "pixels of text": ({"inputs": [pixels([1, 1, 1, 3], ["1", "2", "3"])]}, b"", "0 to 255"),
     "pixels unevenly nested": ({"inputs": [pixels([1, 1, 1, 3], [[1, 2], 3])]}, b"", "nested"),
+    "strings unevenly nested": ({"inputs": [IMAGE | {"shape": [4, 1], "data": [["a"], "bcd"]}]}, b"", "nested"),
+    "an object among lists": ({"inputs": [IMAGE | {"shape": [2, 1], "data": [["a"], {"b": 1}]}]}, b"", "nested"),
     "pixels of four channels": ({"inputs": [pixels([1, 1, 1, 4], [1, 2, 3, 4])]}, b"", "[1, 1, 1, 4]"),
     "pixels of no height": ({"inputs": [pixels([1, 0, 1, 3], [])]}, b"", "[1, 0, 1, 3]"),
     "an unknown input": ({"inputs": [IMAGE | {"name": "x", "data": ["a"]}]}, b"", "['x']"),
