@@ -149,12 +149,12 @@ def _ask(client: httpx.Client, file: Path, top_k: int) -> Outcome:
 
 def _print_table(outcomes: Sequence[Outcome]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from server.log import printable
 
-    table = Table("file", "class", "score", "width", "accuracy", "ms", "in time")
+    table = Table(Column("file", overflow="fold"), "class", "score", "width", "accuracy", "ms", "in time")
     for outcome in outcomes:
         cells = _cells(outcome.answer) if outcome.answer is not None else [[_why(outcome.error or {})]]
         # As plain text: labels are the server's and names anybody's, and neither may be taken for markup.

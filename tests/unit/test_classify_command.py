@@ -161,6 +161,13 @@ def test_json_stands_alone_in_the_order_of_the_files(run: Any, fake: FakeServer,
     assert missing["error"] == {"detail": "cannot be read: No such file or directory"}
 
 
+def test_files_can_be_told_apart_on_a_narrow_terminal(
+    run: Any, fake: FakeServer, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "".join(row[0] for row in run(photos).rows) == f"{photos / 'b.jpg'}{photos / 'sub' / 'a.PNG'}"
+
+
 def test_errors_stand_in_the_table(run: Any, fake: FakeServer, photos: Path) -> None:
     replies: dict[bytes, Answer] = {b"bus": (502, b"<h1>Bad gateway</h1>"), b"cat": (422, {"detail": "Damaged."})}
     fake.reply = lambda body: replies[body]
