@@ -44,15 +44,16 @@ class Ran:
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """A batch in the device's hands. ``patience_s``: what it may take; ``limit`` ends the wait for it."""
+    """A batch in the device's hands. ``patience_s`` is what it may take; ``limit`` ends the wait for it at ``until``."""
 
     median_s: float
     p99_s: float
     patience_s: float
     since: float
+    until: float
     idle_s: float = 0.0
     running: asyncio.Future[tuple[Probabilities, float, float]] = field(init=False)
-    limit: asyncio.Timeout = field(init=False)
+    limit: asyncio.Timeout | None = None
 
 
 class Device:
@@ -98,10 +99,9 @@ class Device:
         now = time.monotonic()
         if not self._in_hand:
             self._began = now
-        # So that the wait for what runs before is not taken for a hang.
+        # The wait for what runs before is not taken for a hang: it counts anew from its end.
         ahead_s = sum(errand.patience_s for errand in self._in_hand)
-        errand = Errand(median_s, p99_s, patience_s, now if since is None else since)
-        errand.limit = asyncio.timeout(ahead_s + patience_s)
+        errand = Errand(median_s, p99_s, patience_s, now if since is None else since, now + ahead_s + patience_s)
         errand.running = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self.engine, pixels, width)
         errand.running.add_done_callback(lambda _: self._ran(errand))
         self._in_hand.append(errand)
@@ -111,13 +111,13 @@ class Device:
     async def result(self, errand: Errand) -> Ran:
         """Raises EngineHung, or what the engine raises."""
         try:
-            async with errand.limit:
+            async with asyncio.timeout(errand.until - time.monotonic()) as errand.limit:
                 probabilities, began, ended = await asyncio.shield(errand.running)
         except TimeoutError:
             if self._lifecycle.failed is None:
                 self._lifecycle.fail(f"no answer in {errand.patience_s:.1f} s")
                 for other in self._in_hand:  # which would wait in vain
-                    if other is not errand:
+                    if other is not errand and other.limit is not None:
                         other.limit.reschedule(0)
             raise EngineHung(self._lifecycle.failed) from None
         finally:
@@ -134,6 +134,10 @@ class Device:
             _, began, ended = errand.running.result()
             errand.idle_s = began - max(errand.since, self._ended)
             self._ended = self._began = ended
+        for following in self._in_hand:
+            following.until = time.monotonic() + following.patience_s
+            if following.limit is not None:
+                following.limit.reschedule(asyncio.get_running_loop().time() + following.patience_s)
         self._foresee()
 
     def _foresee(self) -> None:

@@ -290,7 +290,8 @@ class ServeLoop:
         if other is None:
             await asyncio.sleep(0)
         else:
-            await self._measure(np.zeros((1, *self._image_shape), np.uint8), other)
+            expected_s = self._profile.p50(other, 1) if self._profile.ready(other) else None
+            await self._measure(np.zeros((1, *self._image_shape), np.uint8), other, expected_s)
 
     def _retry_smaller(self, jobs: Sequence[Job], width: Width, error: DeviceOutOfMemory) -> None:
         """Back into the queue, and the cell off the table: the policy will split the batch or narrow the width."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, Received, check_media_type
-from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedImage
+from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedBody, UnsupportedImage
 from server.response import QuickJSONResponse, classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
@@ -48,8 +48,10 @@ async def classify(request: Request) -> Response:
 async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:
     """The encoded images of a request, and whether there is one, which is answered without a list.
 
-    Raises BadRequest, UnsupportedImage, TooLarge or Shed.
+    Raises UnsupportedBody, BadRequest, UnsupportedImage, TooLarge or Shed.
     """
+    if (coding := request.headers.get("content-encoding") or "identity").lower() != "identity":
+        raise UnsupportedBody(f"The body is compressed ({coding[:50]!r}), which is not read here: send it as it is.")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("multipart/form-data", "application/json"):
         check_media_type(media_type)

@@ -17,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TIMEOUT_MS = 15_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium here: `apt-get install chromium` to run this test")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def playground(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The server of ``page_server``, all warmed. Asks for the browser first: without one, nothing needs to start."""
     folder = tmp_path_factory.mktemp("playground")

@@ -90,7 +90,7 @@ def test_a_floor_gets_a_wide_one_where_load_would_give_a_narrow_one(page: Page) 
     """Four requests at a time, which at full width would take 800 ms."""
     page.set_input_files("#file", grey(7))
     expect(page.locator("#used")).to_contain_text("Width 1")
-    set_budget(page, 500)
+    set_budget(page, 700)
     page.select_option("#rate", "20")
     page.get_by_role("button", name="Keep sending").click()
     expect(page.locator("#used")).to_contain_text(re.compile(r"Width 0\.(25|5),"))

@@ -142,3 +142,22 @@ def test_what_waits_behind_a_hang_is_given_up_at_the_same_time() -> None:
             await desk.hand_over()
 
     run(scenario)
+
+
+def test_a_hang_is_told_by_its_own_patience_and_not_by_that_of_what_ran_before() -> None:
+    """The first might have taken a minute, and took 40 ms."""
+
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        pixels = np.zeros((1, 2, 2, 3), np.uint8)
+        await desk.device.places.acquire()
+        first = desk.device.hand_over(pixels, WIDE, median_s=0.0, p99_s=0.0, patience_s=60.0)
+        desk.device.engine.seconds = lambda width, images: float("inf")  # type: ignore[attr-defined]
+        second = await desk.hand_over()
+        waiting = asyncio.create_task(desk.device.result(second))
+        await desk.device.result(first)
+        with pytest.raises(EngineHung):
+            await waiting
+        assert clock.now - start == pytest.approx(2.04)
+
+    run(scenario)

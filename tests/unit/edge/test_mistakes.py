@@ -74,6 +74,16 @@ def test_a_body_that_makes_no_sense_is_refused(site: Runner) -> None:
     site(scenario)
 
 
+def test_a_compressed_body_is_refused_by_name(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        reply = await site.classify(IMAGE, {"Content-Encoding": "gzip"})
+        check_problem(reply, 415)
+        assert "'gzip'" in reply.json()["detail"]
+        assert (await site.classify(IMAGE, {"Content-Encoding": "identity"})).status == 200
+
+    site(scenario)
+
+
 def test_too_many_bytes_are_refused_by_their_declared_size_before_one_is_read(site: Runner) -> None:
     async def never() -> Message:
         raise AssertionError("read")
