@@ -44,7 +44,7 @@ class Ran:
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """A batch in the device's hands. ``patience_s`` is what it may take; ``limit`` ends the wait for it at ``until``."""
+    """A batch in the device's hands. ``patience_s``: what it may take; ``limit`` ends the wait for it at ``until``."""
 
     median_s: float
     p99_s: float
