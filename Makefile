@@ -18,8 +18,8 @@ install: $(VENV)/.dev ## Install everything for development into .venv
 serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" adds flags
 	@exec $(BIN)/scala-serve serve $(ARGS)
 
-test: lint ## Run the linters, then all tests; ARGS="-k name" adds flags
-	$(BIN)/python -m pytest -q $(ARGS)
+test: lint ## Run the linters, then all tests but the browser's; ARGS="-k name" adds flags
+	$(BIN)/python -m pytest -q --ignore=tests/browser $(ARGS)
 
 test-browser: $(VENV)/.dev ## Try the playground in a real browser: needs chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -q tests/browser $(ARGS)
