@@ -294,9 +294,9 @@ def test_nothing_moves_for_those_who_asked_for_it(page: Page) -> None:
     page.set_input_files("#file", grey(7))
     expect(page.locator("#used")).to_contain_text("Width")
     bar = page.locator(".bar span").first
-    assert bar.evaluate("e => getComputedStyle(e).transitionDuration") == "0.25s"
+    expect(bar).to_have_css("transition-duration", "0.25s")
     page.emulate_media(reduced_motion="reduce")
-    assert bar.evaluate("e => getComputedStyle(e).transitionDuration") == "0s"
+    expect(bar).to_have_css("transition-duration", "0s")
 
 
 def test_the_page_talks_to_its_own_server_alone(page: Page, playground: Running) -> None:
