@@ -136,6 +136,11 @@ def assemble(
         measured_accuracy=measured,
         tracer=tracer,
     )
+    return _http(settings, services, engine, machine), services
+
+
+def _http(settings: Settings, services: Services, engine: Engine, machine: MachineReader) -> ASGIApp:
+    """The routes and all that lies around them, from the innermost to the outermost. Raises SettingsError."""
     app = FastAPIOffline(
         title="scala-serve",
         version=version("scala-serve"),
@@ -149,11 +154,11 @@ def assemble(
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     gate = Gate.of(settings)
-    name, widths = checkpoint.card["name"], [*map(float, measured)]
+    name, widths = services.checkpoint.card["name"], [*map(float, services.measured_accuracy)]
     document(app, model=name, num_classes=len(services.labels), widths=widths, keys=gate is not None)
     paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(name), oip.infer)}
     edge = Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}, gate)
-    return _for_pages_of(settings.cors_origins, edge), services
+    return _for_pages_of(settings.cors_origins, edge)
 
 
 def _effective(settings: Settings, engine: Engine) -> EffectiveSettings:
