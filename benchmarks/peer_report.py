@@ -156,7 +156,7 @@ def summary(report: Report) -> list[str]:
     return sentences
 
 
-def markdown(report: Report, setting: Setting, rounds: int, seconds: float) -> str:
+def markdown(report: Report, setting: Setting, rounds: int, seconds: int) -> str:
     """A dated file of results."""
     return dated_file(
         f"The server beside others, {report.device}",
@@ -164,7 +164,7 @@ def markdown(report: Report, setting: Setting, rounds: int, seconds: float) -> s
         [
             f"Engine: {report.engine}, the same object in all servers, and the same decoder.",
             f"Load: wrk, 16 callers in closed loop, one JPEG of 64 px, on the servers' cores. {rounds} rounds of "
-            f"{seconds:g} s; the servers take turns, every other round backwards, and are halted while others have "
+            f"{seconds} s; the servers take turns, every other round backwards, and are halted while others have "
             "theirs. Figures are medians of the rounds, ratios those of each round.",
             "CPU: milliseconds of all of a server's processes for each request, wrk's left out.",
             "Not measured: other images, more callers, open loop, several HTTP processes before one engine, other "

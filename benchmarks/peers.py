@@ -45,7 +45,7 @@ from server.cgroup import available_cpus as num_cpus
 from server.engine import engine_of
 from server.settings import Settings
 
-WARM_S, TRY_S, TRY_ROUNDS = 1.0, 2.0, 2
+WARM_S, TRY_S, TRY_ROUNDS = 1, 2, 2  # whole seconds: wrk knows no others
 OVERHEAD_ROUNDS, OVERHEAD_REQUESTS = 5, 1000
 PIXELS = 64
 TOLERANCE = 0.03  # of the best score: batches of several sizes differ in bfloat16
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed, and the load comes from it: apt-get install wrk")
-    if options.rounds < 1 or not 0 < options.seconds <= 600:
-        parser.error("give at least one round, of more than 0 and at most 600 seconds")
+    if options.rounds < 1 or not 1 <= options.seconds <= 600:
+        parser.error("give at least one round, of 1 to 600 seconds")
     with tempfile.TemporaryDirectory() as folder:
         try:
             interpreters = _interpreters(options.python)
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: DeiT-S with random weights")
     parser.add_argument("--widths", type=float, nargs="+", metavar="W", help="default: the narrowest and the widest")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of a turn; default: %(default)g")
+    parser.add_argument("--seconds", type=int, default=4, metavar="S", help="of a turn; default: %(default)s")
     parser.add_argument(
         "--python",
         action="append",
@@ -133,7 +133,7 @@ class Bench:
     """``interpreters``: what runs each framework, by its package. ``folder`` is for files that nobody keeps."""
 
     def __init__(
-        self, checkpoint: Path, folder: Path, interpreters: Mapping[str, str], rounds: int, seconds: float
+        self, checkpoint: Path, folder: Path, interpreters: Mapping[str, str], rounds: int, seconds: int
     ) -> None:
         self._checkpoint, self._interpreters = checkpoint, interpreters
         self._rounds, self._seconds = rounds, seconds
@@ -216,7 +216,7 @@ class Bench:
         turns = self._in_turns(forms, TRY_ROUNDS, TRY_S) if len(forms) > 1 else {}
         return {form: fmean(turn.rate for turn in turns[form]) if turns else 0.0 for form in forms}
 
-    def _in_turns(self, servers: Mapping[str, Running], rounds: int, seconds: float) -> dict[str, list[Turn]]:
+    def _in_turns(self, servers: Mapping[str, Running], rounds: int, seconds: int) -> dict[str, list[Turn]]:
         turns: dict[str, list[Turn]] = {name: [] for name in servers}
         for server in servers.values():
             play(server, self._image, self._script, WARM_S)

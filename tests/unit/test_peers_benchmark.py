@@ -71,7 +71,7 @@ def test_the_table_and_the_file_say_what_is_not_installed() -> None:
     assert {len(line) for line in lines} == {len(heading)}
     assert lines[2] == ["0.5", LIT, "not installed", *["–"] * 6]
     setting = Setting("2026-11-23", "python", "abc", "a machine", {"numpy": "2"}, "a network")
-    text = markdown(report(), setting, rounds=3, seconds=4.0)
+    text = markdown(report(), setting, rounds=3, seconds=4)
     assert "| 0.5 | LitServe | not installed | – |" in text
     assert "inline: 50/s, sync: 60/s" in text
     assert "commit abc" in text
