@@ -18,26 +18,19 @@ Prints a table and, last, one line of JSON.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
-import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.engine_report import Report, Row, Setting, as_json, markdown, row_of, summary, table
+from benchmarks.dated_file import say, setting_of, show
+from benchmarks.engine_report import Report, Row, as_json, markdown, row_of, summary, table
 from benchmarks.engine_rivals import Pixels, Run, export, half_precision, rivals_of
 from benchmarks.engine_server import measure_server
 from benchmarks.engine_timing import in_turns, matmul_rate, switch_cost
@@ -74,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ValueError as error:
             _parser().error(str(error))
         report = measure(engine, checkpoint, options.device, widths, batches, 60 * options.minutes)
-        setting = _setting(given, config, checkpoint if options.checkpoint else None, options.minutes)
-    _print(report)
+    setting = setting_of("benchmarks.engine", given, PACKAGES, config, options.checkpoint)
+    show(f"{report.device}, {report.threads} threads: ms", table(report), summary(report))
     try:
         if options.markdown:
-            options.markdown.write_text(markdown(report, setting), encoding="utf-8")
+            options.markdown.write_text(markdown(report, setting, options.minutes), encoding="utf-8")
     finally:
-        print(json.dumps(as_json(report)))
+        print(json.dumps(as_json(report, setting.versions)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,11 +126,11 @@ def measure(
     engine: Engine, checkpoint: Path, device: str, widths: Sequence[Width], batches: Sequence[int], budget_s: float
 ) -> Report:
     """The server first, while nothing else runs here; then all engines in turns, within ``budget_s`` seconds."""
-    _say("starting a server")
+    say("starting a server")
     served = measure_server(checkpoint, device, max(batches))
     place, threads = torch.device(device), _num_threads()
     torch.set_num_threads(threads)
-    _say("loading every width")
+    say("loading every width")
     model = build_model(read_checkpoint(checkpoint))
     for width in model.config.widths:
         engine.load(width, engine.max_batch)
@@ -153,7 +146,6 @@ def measure(
         engine=engine.name,
         threads=threads,
         precision=str(precision).removeprefix("torch."),
-        versions={"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         rows=rows,
         ceiling_flops=max(rates),
         switch_ms=1000 * switch_s,
@@ -183,7 +175,7 @@ def measure_rows(
                 runs |= {name: prepare() for name, prepare in rivals.items()}
                 _check(runs, pixels, dense.classifier(torch.float32))
                 row = row_of(width, batch, cost_of(model.config, width), _time(runs, pixels, budget_s), OURS)
-                _say(f"width {width}, batch {batch}: {row.ours_ms:.2f} ms, {row.ratio:.2f} of {row.best_rival}")
+                say(f"width {width}, batch {batch}: {row.ours_ms:.2f} ms, {row.ratio:.2f} of {row.best_rival}")
                 yield row
 
 
@@ -209,35 +201,6 @@ def _switch_cost(engine: Engine, config: ScalaConfig) -> float:
     pixels = np.zeros((1, config.image_size, config.image_size, 3), np.uint8)
     pairs = [(config.widths[0], config.widths[-1]), *pairwise(config.widths)]
     return switch_cost(lambda width: engine.run(pixels, width), pairs, SWITCHES)
-
-
-def _setting(given: Sequence[str], config: ScalaConfig, checkpoint: Path | None, minutes: float) -> Setting:
-    shape = f"{config.image_size} px, patch {config.patch_size}, {config.embed_dim} channels, depth {config.depth}"
-    weights = "random weights" if checkpoint is None else checkpoint.name
-    memory_gib = psutil.virtual_memory().total / 2**30
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return Setting(
-        date=datetime.date.today().isoformat(),
-        command=shlex.join(["python", "-m", "benchmarks.engine", *given]),
-        commit=commit.stdout.strip() or "unknown",
-        machine=f"{_num_threads()} cores, {memory_gib:.0f} GiB, {platform.system()}",
-        network=f"{shape}, {len(config.widths)} widths, {weights}",
-        minutes=minutes,
-    )
-
-
-def _print(report: Report) -> None:
-    heading, *lines = table(report)
-    shown = Table(*heading, title=f"{report.device}, {report.threads} threads: ms")
-    for line in lines:
-        shown.add_row(*line)
-    Console(width=120).print(shown)
-    print(*summary(report), sep="\n")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

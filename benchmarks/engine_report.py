@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.dated_file import Setting, dated_file
 from benchmarks.engine_server import Served
 from scala_model.cost import Cost
 from scala_model.width import Width
@@ -46,7 +47,6 @@ class Report:
     engine: str
     threads: int
     precision: str
-    versions: Mapping[str, str]
     rows: Sequence[Row]
     ceiling_flops: float
     switch_ms: float
@@ -61,26 +61,14 @@ class Report:
         return list(dict.fromkeys(name for row in self.rows for name in row.rivals_ms))
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a dated file tells besides the numbers."""
-
-    date: str
-    command: str
-    commit: str
-    machine: str
-    network: str
-    minutes: float
-
-
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report, versions: Mapping[str, str]) -> dict[str, Any]:
     """The report as data, rounded to what was measured."""
     return {
         "device": report.device,
         "engine": report.engine,
         "threads": report.threads,
         "precision": report.precision,
-        "versions": dict(report.versions),
+        "versions": dict(versions),
         "rows": [_row_as_json(row, report.ceiling_flops) for row in report.rows],
         "geometric_mean_ratio": round(report.geometric_mean_ratio, 4),
         "ceiling_tflops": round(report.ceiling_flops / 1e12, 4),
@@ -138,38 +126,23 @@ def summary(report: Report) -> list[str]:
     ]
 
 
-def markdown(report: Report, setting: Setting) -> str:
+def markdown(report: Report, setting: Setting, minutes: float) -> str:
     """A dated file of results."""
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    heading, *lines = table(report)
-    return "\n".join(
+    return dated_file(
+        f"The engine beside other runtimes, {report.device}",
+        setting,
         [
-            f"# The engine beside other runtimes, {report.device}, {setting.date}",
-            "",
-            f"* Command: `{setting.command}`.",
-            f"* Machine: {setting.machine}.",
-            f"* Software: commit {setting.commit}, {versions}.",
-            f"* Engine: {report.engine}. All engines: {_counted(report.threads, 'CPU thread')}, uint8 pixels to "
+            f"Engine: {report.engine}. All engines: {_counted(report.threads, 'CPU thread')}, uint8 pixels to "
             "probabilities; rivals run each width as a dense network of its own.",
-            f"* Network: {setting.network}.",
-            f"* Times are medians in ms over {setting.minutes:g} minutes for all cells together; the engines of a cell "
-            "take turns, each turn after one run that is not counted.",
-            "* A dash: not measured, because compiling a network for each width and batch takes longer than the rest.",
-            "* Not measured: other image sizes and depths, other numbers of threads, other machines, INT8, memory of "
-            "the rivals, latency beside other load.",
-            "",
-            _line(heading),
-            "|---" * len(heading) + "|",
-            *map(_line, lines),
-            "",
-            *(f"* {sentence}" for sentence in summary(report)),
-            "",
-        ]
+            f"Times are medians in ms over {minutes:g} minutes for all cells together; the engines of a cell take "
+            "turns, each turn after one run that is not counted.",
+            "A dash: not measured, because compiling a network for each width and batch takes longer than the rest.",
+            "Not measured: other image sizes and depths, other numbers of threads, other machines, INT8, memory of the "
+            "rivals, latency beside other load.",
+        ],
+        table(report),
+        summary(report),
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _counted(number: int, noun: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import socket
 import subprocess
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
 
+from benchmarks.quote import noise
 from server.bench.client import Client
 
 POLL_EVERY_S, TIMEOUT_S = 0.02, 300.0
@@ -81,7 +79,7 @@ async def _watch(process: subprocess.Popen[bytes], client: Client, max_batch: in
     all_widths_s = await until(lambda widths: every_width_runs(widths, 1))
     model = (await client.get("/v1/model")).json()
     for width in model["widths"]:
-        reply = await client.classify(_photo(model["image_size"]), {"X-Width": f"{width['width']}"})
+        reply = await client.classify(noise(model["image_size"]), {"X-Width": f"{width['width']}"})
         if reply.status != 200:
             raise RuntimeError(f"width {width['width']} answered {reply.status}: {reply.body.decode()}")
     rss_widths_mib = rss_mib()
@@ -93,10 +91,3 @@ async def _watch(process: subprocess.Popen[bytes], client: Client, max_batch: in
 def every_width_runs(widths: Models, batch: int) -> bool:
     """Whether each of the listed widths has a latency for batches of this size."""
     return all(str(batch) in width["latency_ms"] for width in widths)
-
-
-def _photo(size: int) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()

@@ -41,7 +41,7 @@ class Turn:
     p99_ms: float
 
 
-def play(server: Running, image: Path, script: Path, seconds: float) -> Turn:
+def play(server: Running, image: Path, script: Path, seconds: int) -> Turn:
     """``CALLERS`` callers, each sending its next request when the last was answered. The server is let go, and halted
     again.
 
@@ -50,7 +50,7 @@ def play(server: Running, image: Path, script: Path, seconds: float) -> Turn:
     server.go_on()
     before = server.cpu_s()
     headers = [word for header in {"Content-Type": "image/jpeg", **server.headers}.items() for word in header]
-    command = ["wrk", "-t1", f"-c{CALLERS}", f"-d{seconds:g}s", f"--timeout={TIMEOUT_S}s", "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{CALLERS}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s", str(script)]
     ran = subprocess.run(
         [*command, server.url, "--", str(image), *headers], capture_output=True, text=True, check=False
     )

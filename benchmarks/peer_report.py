@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.dated_file import Setting, dated_file
 from benchmarks.peer_load import Turn
 from scala_model.width import Width
 
@@ -58,20 +59,6 @@ class Report:
     @property
     def widths(self) -> list[Width]:
         return list(dict.fromkeys(row.width for row in self.rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a dated file tells besides the numbers."""
-
-    date: str
-    command: str
-    commit: str
-    machine: str
-    versions: Mapping[str, str]
-    network: str
-    rounds: int
-    seconds: float
 
 
 def ratio(ours: Row, theirs: Row) -> float | None:
@@ -169,35 +156,20 @@ def summary(report: Report) -> list[str]:
     return sentences
 
 
-def markdown(report: Report, setting: Setting) -> str:
+def markdown(report: Report, setting: Setting, rounds: int, seconds: int) -> str:
     """A dated file of results."""
-    versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
-    heading, *lines = table(report)
-    return "\n".join(
+    return dated_file(
+        f"The server beside others, {report.device}",
+        setting,
         [
-            f"# The server beside others, {report.device}, {setting.date}",
-            "",
-            f"* Command: `{setting.command}`.",
-            f"* Machine: {setting.machine}.",
-            f"* Software: commit {setting.commit}, {versions}.",
-            f"* Engine: {report.engine}, the same object in all servers, and the same decoder.",
-            f"* Network: {setting.network}.",
-            f"* Load: wrk, 16 callers in closed loop, one JPEG of 64 px, on the servers' cores. {setting.rounds} "
-            f"rounds of {setting.seconds:g} s; the servers take turns, every other round backwards, and are halted "
-            "while others have theirs. Figures are medians of the rounds, ratios those of each round.",
-            "* CPU: milliseconds of all of a server's processes for each request, wrk's left out.",
-            "* Not measured: other images, more callers, open loop, several HTTP processes before one engine, "
-            "other machines.",
-            "",
-            _line(heading),
-            "|---" * len(heading) + "|",
-            *map(_line, lines),
-            "",
-            *(f"* {sentence}" for sentence in summary(report)),
-            "",
-        ]
+            f"Engine: {report.engine}, the same object in all servers, and the same decoder.",
+            f"Load: wrk, 16 callers in closed loop, one JPEG of 64 px, on the servers' cores. {rounds} rounds of "
+            f"{seconds} s; the servers take turns, every other round backwards, and are halted while others have "
+            "theirs. Figures are medians of the rounds, ratios those of each round.",
+            "CPU: milliseconds of all of a server's processes for each request, wrk's left out.",
+            "Not measured: other images, more callers, open loop, several HTTP processes before one engine, other "
+            "machines.",
+        ],
+        table(report),
+        summary(report),
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -19,29 +19,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
-import platform
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.dated_file import say, setting_of, show
 from benchmarks.engine import random_checkpoint
 from benchmarks.peer_load import SCRIPT, Turn, play
-from benchmarks.peer_report import BARE, LIT, OURS, Overhead, Report, Row, Setting, as_json, markdown, summary, table
+from benchmarks.peer_report import BARE, LIT, OURS, Overhead, Report, Row, as_json, markdown, summary, table
 from benchmarks.peer_servers import ROOT, Contender, Running, started
 from benchmarks.quote import noise
 from scala_model.checkpoint import read_card, read_checkpoint
@@ -52,7 +45,7 @@ from server.cgroup import available_cpus as num_cpus
 from server.engine import engine_of
 from server.settings import Settings
 
-WARM_S, TRY_S, TRY_ROUNDS = 1.0, 2.0, 2
+WARM_S, TRY_S, TRY_ROUNDS = 1, 2, 2  # whole seconds: wrk knows no others
 OVERHEAD_ROUNDS, OVERHEAD_REQUESTS = 5, 1000
 PIXELS = 64
 TOLERANCE = 0.03  # of the best score: batches of several sizes differ in bfloat16
@@ -83,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed, and the load comes from it: apt-get install wrk")
-    if options.rounds < 1 or not 0 < options.seconds <= 600:
-        parser.error("give at least one round, of more than 0 and at most 600 seconds")
+    if options.rounds < 1 or not 1 <= options.seconds <= 600:
+        parser.error("give at least one round, of 1 to 600 seconds")
     with tempfile.TemporaryDirectory() as folder:
         try:
             interpreters = _interpreters(options.python)
@@ -97,21 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [row for width in widths for row in bench.measure(width)]
         engine = engine_of(Settings.load({}), read_checkpoint(checkpoint), num_cpus())
         report = Report(engine.name, engine.device, bench.overhead(), rows)
-        shape = f"{config.image_size} px, patch {config.patch_size}, {config.embed_dim} channels, depth {config.depth}"
-        setting = Setting(
-            date=datetime.date.today().isoformat(),
-            command=shlex.join(["python", "-m", "benchmarks.peers", *given]),
-            commit=_commit(),
-            machine=f"{num_cpus():g} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-            versions={"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            network=f"{shape}, {'random weights' if options.checkpoint is None else checkpoint.name}",
-            rounds=options.rounds,
-            seconds=options.seconds,
-        )
-    _print(report)
+    setting = setting_of("benchmarks.peers", given, PACKAGES, config, options.checkpoint)
+    show(f"{report.device}, {report.engine}", table(report), summary(report))
     try:
         if options.markdown:
-            options.markdown.write_text(markdown(report, setting), encoding="utf-8")
+            text = markdown(report, setting, options.rounds, options.seconds)
+            options.markdown.write_text(text, encoding="utf-8")
     finally:
         print(json.dumps(as_json(report)))
 
@@ -121,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: DeiT-S with random weights")
     parser.add_argument("--widths", type=float, nargs="+", metavar="W", help="default: the narrowest and the widest")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of a turn; default: %(default)g")
+    parser.add_argument("--seconds", type=int, default=4, metavar="S", help="of a turn; default: %(default)s")
     parser.add_argument(
         "--python",
         action="append",
@@ -149,7 +133,7 @@ class Bench:
     """``interpreters``: what runs each framework, by its package. ``folder`` is for files that nobody keeps."""
 
     def __init__(
-        self, checkpoint: Path, folder: Path, interpreters: Mapping[str, str], rounds: int, seconds: float
+        self, checkpoint: Path, folder: Path, interpreters: Mapping[str, str], rounds: int, seconds: int
     ) -> None:
         self._checkpoint, self._interpreters = checkpoint, interpreters
         self._rounds, self._seconds = rounds, seconds
@@ -194,7 +178,7 @@ class Bench:
 
     def overhead(self) -> Overhead:
         """Of our server with an engine that takes no time. Raises RuntimeError when it does not serve."""
-        _say("overhead: one caller, an engine that takes no time")
+        say("overhead: one caller, an engine that takes no time")
         command = [sys.executable, "-m", "benchmarks.instant_server"]
         with started(Contender(OURS, "an instant engine", command, "/v1/classify"), self._image.read_bytes()) as server:
             rounds = asyncio.run(_overheads_ms(server.port, self._image.read_bytes()))
@@ -202,12 +186,12 @@ class Bench:
         return Overhead([cut[49] for cut in cuts], [cut[98] for cut in cuts])
 
     def _ours(self, stack: ExitStack, policy: str, headers: Mapping[str, str]) -> Running:
-        _say(f"starting {OURS}, {policy}")
+        say(f"starting {OURS}, {policy}")
         warm = stack.enter_context(serving(policy, sorted(available_cpus())))
         return Running(warm.pid, warm.port, "/v1/classify", headers)
 
     def _theirs(self, stack: ExitStack, name: str, form: str, width: Width, expected: Mapping[str, Any]) -> Running:
-        _say(f"starting {name}, {form}")
+        say(f"starting {name}, {form}")
         module, package, _ = FRAMEWORKS[name]
         command = [self._interpreters[package], "-m", f"benchmarks.peer_apps.{module}", *form.split()]
         command += ["--checkpoint", str(self._checkpoint.resolve()), "--width", str(width)]
@@ -232,13 +216,13 @@ class Bench:
         turns = self._in_turns(forms, TRY_ROUNDS, TRY_S) if len(forms) > 1 else {}
         return {form: fmean(turn.rate for turn in turns[form]) if turns else 0.0 for form in forms}
 
-    def _in_turns(self, servers: Mapping[str, Running], rounds: int, seconds: float) -> dict[str, list[Turn]]:
+    def _in_turns(self, servers: Mapping[str, Running], rounds: int, seconds: int) -> dict[str, list[Turn]]:
         turns: dict[str, list[Turn]] = {name: [] for name in servers}
         for server in servers.values():
             play(server, self._image, self._script, WARM_S)
         for name in order_of_play([*servers], rounds):
             turns[name].append(play(servers[name], self._image, self._script, seconds))
-            _say(f"{name}: {turns[name][-1].rate:.0f}/s")
+            say(f"{name}: {turns[name][-1].rate:.0f}/s")
         return turns
 
 
@@ -258,24 +242,6 @@ def _version(interpreter: str, package: str) -> str | None:
     program = f"import {package}, importlib.metadata; print(importlib.metadata.version({package!r}))"
     ran = subprocess.run([interpreter, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     return ran.stdout.splitlines()[-1] if ran.returncode == 0 else None
-
-
-def _commit() -> str:
-    describe = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(describe, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip() or "unknown"
-
-
-def _print(report: Report) -> None:
-    heading, *lines = table(report)
-    shown = Table(*heading, title=f"{report.device}, {report.engine}")
-    for line in lines:
-        shown.add_row(*line)
-    Console(width=140).print(shown)
-    print(*summary(report), sep="\n")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

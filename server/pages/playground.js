@@ -9,6 +9,7 @@ const KEPT = 120; // ticks
 const SETTLE_MS = 200; // after the last move of a slider
 const MAX_OPEN = 4; // requests at once while sending goes on: a browser has six connections, one of them listens
 const SHOW_EVERY_MS = 250; // while sending goes on
+const ANSWERING_MS = 1000; // since the last answer that was shown, while sending goes on
 const MAX_RETRY_S = 15;
 
 let image = null; // a Blob
@@ -128,8 +129,10 @@ async function send({ quietly = false } = {}) {
   } catch (refusal) {
     if (!(refusal instanceof api.Refusal)) throw refusal;
     askForKey(refusal);
-    if (turn >= shown) {
-      shown = turn;
+    // Of those sent on and on, a refusal for load comes at once and overtakes answers: it must not hide them.
+    const passing = quietly && refusal.status === 429;
+    if (turn >= shown && !(passing && performance.now() - shownAt < ANSWERING_MS)) {
+      if (!passing) shown = turn;
       showRefusal(refusal, take, !quietly);
     }
     return refusal;
@@ -138,7 +141,7 @@ async function send({ quietly = false } = {}) {
   }
 }
 
-let shownAt = 0;
+let shownAt = -Infinity; // when an answer was, while sending goes on
 
 function due() {
   if (performance.now() - shownAt < SHOW_EVERY_MS) return false;

@@ -79,7 +79,18 @@ _TICK = Tick(
 )
 _OFFERS = {"widths": [{"width": 0.25, "accuracy": 0.2353, "latency_ms": 1.1}]}
 BROKEN = errors.BrokenImage("The image is damaged or incomplete.")
-STARTING = errors.Unavailable("The server is not serving: starting: the first widths are being warmed.")
+UNSERVED = {  # how a request that was understood may end without an answer, on whichever route
+    429: (
+        "Refused for load, or the API key was used too often",
+        errors.Shed("Even the narrowest width would be late; try again in 2 s.", retry_after_s=2),
+    ),
+    500: ("A bug; it is in the log", errors.EngineFailed("The engine failed on this batch.")),
+    503: (
+        "Starting, draining or failed",
+        errors.Unavailable("The server is not serving: starting: the first widths are being warmed."),
+    ),
+    504: ("The deadline came first", errors.Expired("The deadline passed after 100 ms.")),
+}
 _TIMING = "decode;dur=0.845, queue;dur=1.088, inference;dur=1.304, total;dur=4.293"
 ANSWERED = {
     "X-Scala-Width": header("The width that answered; with commas if several did", "1"),
@@ -115,7 +126,7 @@ QUOTE: dict[str, Any] = {
     "responses": {
         **example("What such a request would get", _QUOTE),
         400: refused("No budget, or one that makes no sense", errors.BadRequest("There is no budget_ms.")),
-        503: refused("Starting, draining or failed", STARTING),
+        503: refused(*UNSERVED[503]),
     },
     "openapi_extra": {
         "parameters": [
@@ -181,13 +192,7 @@ CLASSIFY: dict[str, Any] = {
             BROKEN,
             errors.Impossible("A budget of 0.1 ms cannot be met at any width.", extra=_OFFERS),
         ),
-        429: refused(
-            "Refused for load, or the API key was used too often",
-            errors.Shed("Even the narrowest width would be late; try again in 2 s.", retry_after_s=2),
-        ),
-        500: refused("A bug; it is in the log", errors.EngineFailed("The engine failed on this batch.")),
-        503: refused("Starting, draining or failed", STARTING),
-        504: refused("The deadline came first", errors.Expired("The deadline passed after 100 ms.")),
+        **{status: refused(*told) for status, told in UNSERVED.items()},
     },
     "openapi_extra": {
         "parameters": [

@@ -10,7 +10,7 @@ from server import errors
 from server.oip import schemas
 from server.oip.classifier import VERSION, Classifier
 from server.routes import openapi
-from server.routes.documentation import ANSWERED, BROKEN, STARTING, TERMS
+from server.routes.documentation import ANSWERED, BROKEN, TERMS, UNSERVED
 from server.routes.openapi import NAME, answer, example, header, parameter, ref, shown
 
 refused = partial(openapi.refused, by_oip=True)
@@ -139,13 +139,7 @@ INFER: dict[str, Any] = {
             BROKEN,
             errors.Impossible("A budget of 0.1 ms cannot be met at any width."),
         ),
-        429: refused(
-            "Refused for load, or the API key was used too often",
-            errors.Shed("Even the narrowest width would be late; try again in 2 s.", retry_after_s=2),
-        ),
-        500: refused("A bug; it is in the log", errors.EngineFailed("The engine failed on this batch.")),
-        503: refused("Starting, draining or failed", STARTING),
-        504: refused("The deadline came first", errors.Expired("The deadline passed after 100 ms.")),
+        **{status: refused(*told) for status, told in UNSERVED.items()},
     },
     "openapi_extra": {
         "parameters": [

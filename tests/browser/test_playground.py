@@ -87,10 +87,10 @@ def test_a_small_budget_gets_a_narrow_width(page: Page) -> None:
 
 
 def test_a_floor_gets_a_wide_one_where_load_would_give_a_narrow_one(page: Page) -> None:
-    """Four requests at a time, which at full width would take 800 ms."""
+    """Four requests at a time, which at width 0.75 take 600 ms: with the floor, some must be refused."""
     page.set_input_files("#file", grey(7))
     expect(page.locator("#used")).to_contain_text("Width 1")
-    set_budget(page, 700)
+    set_budget(page, 450)
     page.select_option("#rate", "20")
     page.get_by_role("button", name="Keep sending").click()
     expect(page.locator("#used")).to_contain_text(re.compile(r"Width 0\.(25|5),"))
@@ -164,6 +164,30 @@ def test_refusals_are_shown_with_when_to_come_back(page: Page) -> None:
     page.get_by_role("button", name="Send again").click()
     expect(page.locator("#used")).to_contain_text("Width")
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_answers_are_shown_though_later_requests_were_refused_before(page: Page) -> None:
+    """Every second request is refused at once, and so before the one ahead of it is answered."""
+    refuse(page, 429, PROBLEM)
+    page.set_input_files("#file", grey(7))
+    expect(page.locator("#problem")).to_be_visible()
+    asked: list[Route] = []
+
+    def answer_every_other(route: Route) -> None:
+        asked.append(route)
+        if len(asked) % 2:
+            route.continue_()
+        else:
+            route.fulfill(status=429, json=PROBLEM, content_type="application/problem+json")
+
+    page.route("**/v1/classify", answer_every_other)
+    page.select_option("#rate", "20")
+    page.get_by_role("button", name="Keep sending").click()
+    expect(page.locator("#tally")).to_contain_text(re.compile(r"[1-9]\d* answered, [1-9]\d* refused for load"))
+    expect(page.locator("#used")).to_contain_text("Width")
+    expect(page.locator("#problem")).to_be_hidden()
+    refuse(page, 429, PROBLEM)
+    expect(page.locator("#problem")).to_be_visible()
 
 
 def test_what_is_no_image_is_named_by_the_server(page: Page) -> None:

@@ -18,11 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import peers
+from benchmarks.dated_file import Setting
 from benchmarks.instant_server import InstantEngine
 from benchmarks.peer_apps.bare_fastapi import FORMS, make_app
 from benchmarks.peer_apps.classifier import Classifier, Options
 from benchmarks.peer_load import Turn, turn_of
-from benchmarks.peer_report import BARE, LIT, OURS, Overhead, Report, Row, Setting, as_json, markdown, ratio, table
+from benchmarks.peer_report import BARE, LIT, OURS, Overhead, Report, Row, as_json, markdown, ratio, table
 from benchmarks.peer_servers import Contender, Running, started
 from scala_model.width import Width
 from tests.unit.toy import png, write_toy
@@ -69,8 +70,8 @@ def test_the_table_and_the_file_say_what_is_not_installed() -> None:
     heading, *lines = table(report())
     assert {len(line) for line in lines} == {len(heading)}
     assert lines[2] == ["0.5", LIT, "not installed", *["–"] * 6]
-    setting = Setting("2026-11-23", "python", "abc", "a machine", {"numpy": "2"}, "a network", 3, 4.0)
-    text = markdown(report(), setting)
+    setting = Setting("2026-11-23", "python", "abc", "a machine", {"numpy": "2"}, "a network")
+    text = markdown(report(), setting, rounds=3, seconds=4)
     assert "| 0.5 | LitServe | not installed | – |" in text
     assert "inline: 50/s, sync: 60/s" in text
     assert "commit abc" in text
