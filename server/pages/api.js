@@ -59,6 +59,8 @@ async function ask(path, options = {}) {
     throw new Refusal({ status: 0, title: "No connection", detail });
   }
   if (reply.ok) return reply;
+  // The key was given while this was on its way: it must not be asked for again.
+  if ([401, 403].includes(reply.status) && sessionStorage.getItem(KEY) !== key) return ask(path, options);
   throw new Refusal(await problemOf(reply), Number(reply.headers.get("Retry-After")) || 0);
 }
 

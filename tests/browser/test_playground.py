@@ -234,6 +234,32 @@ def test_a_key_is_asked_for_when_there_is_none_or_a_wrong_one(page: Page, status
     assert "a-key" not in page.content()
 
 
+def test_a_refusal_of_before_the_key_does_not_ask_for_it_again(page: Page) -> None:
+    held: list[Route] = []
+
+    def guarded(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer a-key":
+            route.continue_()
+        elif "quote" in route.request.url:
+            held.append(route)
+        else:
+            route.fulfill(status=401, json=PROBLEM | {"status": 401, "title": "No key"})
+
+    page.route("**/v1/**", guarded)
+    with page.expect_request("**/v1/quote*"):
+        page.set_input_files("#file", grey(7))
+    expect(page.get_by_label("This server asks for an API key")).to_be_focused()
+    page.keyboard.type("a-key")
+    page.keyboard.press("Enter")
+    expect(page.locator("#used")).to_contain_text("Width")
+    assert held
+    with page.expect_response("**/v1/quote*"):
+        for route in held:
+            route.fulfill(status=401, json=PROBLEM | {"status": 401, "title": "No key"})
+    expect(page.locator("#foresight")).to_contain_text("Now")
+    expect(page.locator("#key-form")).to_be_hidden()
+
+
 def test_with_the_keyboard_alone(page: Page) -> None:
     page.set_input_files("#file", grey(7))
     expect(page.locator("#used")).to_contain_text("Width")
