@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ def cpu_name(root: Path = Path("/")) -> str:
     except OSError:
         named = None
     return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """What this process may use: the container's limit, or the machine's memory if that is less."""
+    return min(cgroup.memory_limit_bytes(root) or sys.maxsize, psutil.virtual_memory().total)
 
 
 @dataclass(frozen=True, slots=True)
