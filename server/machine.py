@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
     """What this process may use: the container's limit, or the machine's memory if that is less."""
-    return min(cgroup.memory_limit_bytes(root) or sys.maxsize, psutil.virtual_memory().total)
+    total: int = psutil.virtual_memory().total
+    return min(cgroup.memory_limit_bytes(root) or total, total)
 
 
 @dataclass(frozen=True, slots=True)
