@@ -111,6 +111,14 @@ def test_an_alert_tells_what_is_wrong_and_what_to_do(alert: dict[str, Any]) -> N
     assert notes["runbook_url"] == f"docs/operations.md#{alert['alert'].lower()}"
 
 
+@pytest.mark.parametrize("name", [alert["alert"] for alert in alerts()])
+def test_an_alert_was_seen_to_fire_and_not_to(name: str) -> None:
+    """That these cases hold is tried by promtool, in ``test_prometheus.py``."""
+    files = (yaml.safe_load(RULES.with_name(file).read_text()) for file in ("rules_test.yaml", "rules_slow_test.yaml"))
+    cases = [case for file in files for test in file["tests"] for case in test.get("alert_rule_test", ())]
+    assert {bool(case["exp_alerts"]) for case in cases if case["alertname"] == name} == {True, False}
+
+
 def test_the_runbook_has_a_chapter_for_each_alert_and_no_other() -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("\n## Runbook\n")[2]
     chapters = re.findall(r"^### (\w+)$", re.split(r"^## ", runbook, flags=re.M)[0], re.M)
