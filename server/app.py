@@ -37,7 +37,7 @@ from server.gpu import GpuCollector
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
-from server.machine import MachineReader
+from server.machine import MachineReader, memory_limit_bytes
 from server.metrics import Metrics
 from server.planner import Planner
 from server.policies import Policy, fixed_width, policy_of
@@ -302,8 +302,9 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
 
 
 def _export(services: Services, engine: Engine) -> None:
-    """The gauges that are read from live values at scrape time, and the two that never change."""
-    monitor, admission, now = services.monitor, services.admission, time.monotonic
+    """The gauges that are read from live values at scrape time, and the three that never change."""
+    monitor, admission, lifecycle = services.monitor, services.admission, services.lifecycle
+    now = time.monotonic
     gauges: dict[tuple[str, str], Callable[[], float]] = {
         ("queue_depth", "Images decoded and waiting"): lambda: len(services.queue),
         ("inflight_bytes", "Bytes of request bodies held"): lambda: admission.inflight_bytes,
@@ -313,6 +314,8 @@ def _export(services: Services, engine: Engine) -> None:
         ("expected_accuracy_ratio", "Expected top-1 of recent answers, smoothed"): services.expected_accuracy,
         ("accuracy_debt_points", "Percentage points given away for load, smoothed"): services.accuracy_debt,
         ("full_width_demand_ratio", "Device time a second for all arrivals at full width"): services.full_width_demand,
+        ("ready", "1 while new requests are wanted: warmed, not draining, engine healthy"): lambda: lifecycle.ready,
+        ("memory_limit_bytes", "What the process may use"): memory_limit_bytes,
         ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
     }
     for (name, text), read in gauges.items():
@@ -320,6 +323,7 @@ def _export(services: Services, engine: Engine) -> None:
     services.metrics.registry.register(GpuCollector())
     for width in services.profile.widths:  # so that a rate sees the first image at a width
         services.metrics.width_selected.labels(str(width))
+    services.metrics.gauge("start_time_seconds", "When the server started, since 1970").set(time.time())
     card = services.checkpoint.card
     services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)
     services.metrics.build_info.labels(version("scala-serve"), engine.name).set(1)

@@ -40,6 +40,22 @@ def cpu_throttled(root: Path = _ROOT) -> tuple[int, int] | None:
         return None
 
 
+def memory_limit_bytes(root: Path = _ROOT) -> int | None:
+    """The tightest limit of memory, above 0, or None for no limit. Version 1 writes no limit as one of exabytes."""
+    return min(_memory_limits(root), default=None)
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """Of every group that has one, own group first."""
+    for group in _groups(root, "memory"):
+        try:
+            limit = int(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
+            if limit > 0:
+                yield limit
+        except ValueError:  # "max", nothing at all, or nonsense
+            continue
+
+
 def _cpu_quotas(root: Path) -> Iterator[tuple[float, Path]]:
     """The quota in cores of every group that has one, own group first."""
     for group in _groups(root, "cpu"):

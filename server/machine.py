@@ -25,6 +25,12 @@ def cpu_name(root: Path = Path("/")) -> str:
     return named[1].strip() if named else platform.processor() or platform.machine()
 
 
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """What this process may use: the container's limit, or the machine's memory if that is less."""
+    total: int = psutil.virtual_memory().total
+    return min(cgroup.memory_limit_bytes(root) or total, total)
+
+
 @dataclass(frozen=True, slots=True)
 class MachineSample:
     """``cpu_load`` of all cores, 0 to 1; ``others_cores`` busy with other processes, but for those of

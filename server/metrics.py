@@ -37,6 +37,11 @@ class Metrics:
         self.budget = Counter(
             "scala_budget", "Classification requests by what became of their budget", ["outcome"], registry=registry
         )
+        self.expected_correct = Counter(
+            "scala_expected_correct",
+            "Classification requests answered in their budget, each counted by the expected accuracy of its answer",
+            registry=registry,
+        )
         self.width_selected = Counter("scala_width_selected", "Images run at this width", ["width"], registry=registry)
         self.batch_size = Histogram(
             "scala_batch_size", "Images", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry

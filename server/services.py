@@ -121,20 +121,26 @@ class Services:
         doing: he left, or his upload took too long.
         """
         received, shed, now = jobs is not None, outcome == "shed", time.monotonic()
+        given = self._given_accuracy(jobs or ())
         if outcome in ("met", "missed"):
             self.pulse.answered(now - terms.arrival, now)
+        if outcome == "met" and given is not None:
+            self.metrics.expected_correct.inc(given)
         if terms.order_by == terms.deadline and (received or shed) and outcome != "cancelled":
             in_time = outcome == "met"
-            self.monitor.settled(self._worth(terms, jobs or ()) if in_time else None, now)
+            self.monitor.settled(self._worth(terms, given) if in_time else None, now)
             if jobs or (received and not shed):
                 self.monitor.promises.add(in_time, now)
             self.quotes.ended(terms.deadline - terms.arrival, terms.arrival, in_time, now)
 
-    def _worth(self, terms: Terms, jobs: Sequence[Job]) -> float:
-        """Mean accuracy of what was answered over the best that the request allows."""
-        accuracy = self.profile.accuracy
-        given = [accuracy[job.answer.result().width] for job in jobs if answered(job)]
-        return sum(given) / len(given) / max(accuracy[width] for width in terms.widths) if given else 1.0
+    def _given_accuracy(self, jobs: Sequence[Job]) -> float | None:
+        """Mean expected accuracy of the images that were answered; None where none was."""
+        given = [self.profile.accuracy[job.answer.result().width] for job in jobs if answered(job)]
+        return sum(given) / len(given) if given else None
+
+    def _worth(self, terms: Terms, given: float | None) -> float:
+        """The accuracy that was given over the best that the request allows."""
+        return 1.0 if given is None else given / max(self.profile.accuracy[width] for width in terms.widths)
 
     def expected_accuracy(self) -> float:
         """Of recent answers, smoothed; of the most accurate width before there was one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cgroup import available_cpus, cpu_quota, cpu_throttled
+from server.cgroup import available_cpus, cpu_quota, cpu_throttled, memory_limit_bytes
 
 CGROUP = "proc/self/cgroup"
 V1_UNLIMITED = "9223372036854771712\n"
@@ -171,6 +171,32 @@ def test_bytes_that_are_not_utf_8_are_a_name_like_any_other(tree: Tree) -> None:
 
 def test_a_directory_in_place_of_a_file_is_no_limit(tree: Tree) -> None:
     assert cpu_quota(tree({CGROUP: "0::/\n", "cpu.max/surprise": ""})) is None
+
+
+# -- memory
+
+
+def test_the_tightest_limit_of_memory_counts(tree: Tree) -> None:
+    root = tree(
+        {
+            CGROUP: "0::/pod1/ctr\n",
+            "memory.max": "max\n",
+            "pod1/memory.max": "2000000000\n",
+            "pod1/ctr/memory.max": "3000000000\n",
+            "pod2/memory.max": "1000\n",  # a neighbour
+        }
+    )
+    assert memory_limit_bytes(root) == 2_000_000_000
+
+
+@pytest.mark.parametrize("text", ["max\n", "", "\n", "x", "0", "-1", "1e9", "1" * 5000, "\0"])
+def test_no_limit_of_memory_or_a_malformed_one(tree: Tree, text: str) -> None:
+    assert memory_limit_bytes(tree({CGROUP: "0::/\n", "memory.max": text})) is None
+
+
+def test_version_1_limits_memory_in_a_hierarchy_of_its_own(tree: Tree) -> None:
+    limits = {"memory/memory.limit_in_bytes": V1_UNLIMITED, "memory/app/memory.limit_in_bytes": "500\n"}
+    assert memory_limit_bytes(tree({CGROUP: "3:cpu:/other\n2:memory:/app\n", **limits})) == 500
 
 
 # -- what follows from them

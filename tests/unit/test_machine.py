@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
-from server.machine import MachineReader
+from server.machine import MachineReader, memory_limit_bytes
 
 
 @pytest.mark.parametrize(("niceness", "others_cores"), [(0, 1.0), (5, 3.0)])
@@ -26,3 +27,12 @@ def test_work_of_low_priority_gives_way_unless_the_server_is_as_low(niceness: in
             sample = reader.sample()
     assert sample.cpu_load == pytest.approx(0.75)
     assert sample.others_cores == pytest.approx(others_cores)
+
+
+@pytest.mark.parametrize(("limit", "usable"), [("1000\n", 1000), ("max\n", 5000), ("9223372036854771712\n", 5000)])
+def test_memory_is_the_containers_limit_or_the_machines_own(tmp_path: Path, limit: str, usable: int) -> None:
+    for name, text in (("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", limit)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    with mock.patch("server.machine.psutil.virtual_memory", return_value=SimpleNamespace(total=5000)):
+        assert memory_limit_bytes(tmp_path) == usable

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
@@ -38,6 +40,10 @@ METRICS = {
     "scala_cpu_load_ratio",
     "scala_cpu_throttled_ratio",
     "scala_memory_bytes",
+    "scala_memory_limit_bytes",
+    "scala_ready",
+    "scala_start_time_seconds",
+    "scala_expected_correct_total",
     "scala_gpu_memory_bytes",
     "scala_cancelled_before_dispatch_total",
     "scala_model_info",
@@ -81,6 +87,38 @@ def test_requests_are_counted_by_route_status_width_and_outcome(site: Runner) ->
         assert await site.metric("scala_budget_total") == 1, "a malformed request has no budget"
 
     site(scenario)
+
+
+def test_answers_in_their_budget_count_by_what_their_widths_are_worth(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert await site.metric("scala_expected_correct_total") == 0
+        for width in ("0.25", "0.5"):
+            await site.classify(headers={"X-Width": width})
+        assert await site.metric("scala_expected_correct_total") == pytest.approx(0.4 + 0.5)
+        body, headers = form(png(1), b"no image")
+        await site.classify(body, headers | {"X-Width": "1"})
+        assert await site.metric("scala_expected_correct_total") == pytest.approx(0.4 + 0.5 + 0.7), "a request is one"
+        budget = {"X-Latency-Budget-Ms": "150", "X-Width": "1"}
+        replies = await asyncio.gather(*(site.classify(headers=budget) for _ in range(50)))
+        assert statuses(replies)[429] > 0
+        met = await site.metric('scala_budget_total{outcome="met"}')
+        assert await site.metric("scala_expected_correct_total") == pytest.approx(0.4 + 0.5 + 0.7 * (met - 2))
+
+    site(scenario)
+
+
+def test_a_scraper_sees_whether_the_server_is_ready_and_since_when_it_runs(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert await site.metric("scala_ready") == 0
+        while not site.services.lifecycle.started:
+            await asyncio.sleep(0.1)
+        assert await site.metric("scala_ready") == 1
+        site.services.lifecycle.draining = True
+        assert await site.metric("scala_ready") == 0
+        assert 0 <= time.time() - await site.metric("scala_start_time_seconds") < 60
+        assert 0 < await site.metric("scala_memory_limit_bytes") <= psutil.virtual_memory().total
+
+    site(scenario, warm=False)
 
 
 def test_the_demand_at_full_width_counts_the_shed_and_not_the_impossible(site: Runner) -> None:
