@@ -7,8 +7,8 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser lint bench-engine bench-agreement bench-peers bench-adaptive simulate \
-  simulate-full format lock clean
+.PHONY: help install serve test test-browser test-deploy lint bench-engine bench-agreement bench-peers bench-adaptive \
+  simulate simulate-full format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,11 +18,14 @@ install: $(VENV)/.dev ## Install everything for development into .venv
 serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" adds flags
 	@exec $(BIN)/scala-serve serve $(ARGS)
 
-test: lint ## Run the linters, then all tests but the browser's; ARGS="-k name" adds flags
-	$(BIN)/python -m pytest -q --ignore=tests/browser $(ARGS)
+test: lint ## Run the linters, then all tests but the browser's and the deployment's; ARGS="-k name" adds flags
+	$(BIN)/python -m pytest -q --ignore=tests/browser --ignore=tests/deploy $(ARGS)
 
 test-browser: $(VENV)/.dev ## Try the playground in a real browser: needs chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -q tests/browser $(ARGS)
+
+test-deploy: $(VENV)/.dev ## Check what deploy/ holds: needs kubectl, and takes promtool and checkov where they are
+	$(BIN)/python -m pytest -q tests/deploy $(ARGS)
 
 bench-engine: $(VENV)/.dev ## Measure the engine against its rivals: 7 minutes on an idle machine
 	$(BIN)/python -m benchmarks.engine $(ARGS)

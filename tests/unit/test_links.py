@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md")), *ROOT.glob("checkpoints/*/*.md")]
+GLOBS = ("docs/*.md", "deploy/*.md", "checkpoints/*/*.md")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(page for glob in GLOBS for page in sorted(ROOT.glob(glob)))]
 CODE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'(?:\]\(|(?:src|srcset)=")(?!https?:)([^)"\s#]*)(?:#([^)"\s]+))?[)"]')
 
