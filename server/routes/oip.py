@@ -45,6 +45,7 @@ HEADER_BYTES = "Inference-Header-Content-Length"
 # The last but one is what curl says of whatever it sends; images are for raw requests.
 MEDIA_TYPES_READ = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded", "image/*")
 MAX_QUERY_BYTES = 1000
+PREFIXES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 MAX_TIMEOUT_US, MAX_PRIORITY = 1000 * MAX_BUDGET_MS, 2**32 - 1
 PACKET_BYTES = 1400  # an answer that fits into one gains nothing by compression
 MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on the event loop, in about a millisecond
@@ -145,7 +146,7 @@ async def check_model(request: Request) -> None:
     _classifier(_services(request)).check_name(named["model"], named.get("version", VERSION))
 
 
-for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+for prefix in PREFIXES:
     named: dict[str, Any] = {"dependencies": [Depends(check_model)]}
     router.get(prefix, **named, **told.MODEL)(model_metadata)
     router.get(f"{prefix}/ready", **named, **told.MODEL_READY)(model_ready)
@@ -154,9 +155,9 @@ for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
     router.post(f"{prefix}/infer", **named, **told.INFER, response_model=None)(infer)
 
 
-def infer_paths(model: str) -> tuple[str, ...]:
-    """Where the model of this name is asked, for whoever calls ``infer`` past the framework."""
-    return f"/v2/models/{model}/infer", f"/v2/models/{model}/versions/{VERSION}/infer"
+def infer_paths(model: str) -> dict[str, str]:
+    """Where the model of this name is asked, and the route of each, for whoever calls ``infer`` past the framework."""
+    return {f"{prefix}/infer".format(model=model, version=VERSION): f"{prefix}/infer" for prefix in PREFIXES}
 
 
 def _services(request: Request) -> Services:

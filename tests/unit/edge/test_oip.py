@@ -523,8 +523,12 @@ def test_requests_are_counted_like_those_of_other_routes(site: Runner) -> None:
         await infer(site, png(1), png(2), parameters={"timeout": 200_000})
         await site.ask("POST", f"{MODEL}/versions/1/infer", png(7), RAW)
         await site.ask("POST", "/v2/models/other/infer", png(7), RAW)
-        for route, status in ((INFER, 200), (f"{MODEL}/versions/1/infer", 200), ("/v2/models/{model}/infer", 404)):
+        await site.ask("GET", INFER)
+        route = "/v2/models/{model}/infer"  # of a success as of a refusal
+        for status in (200, 404, 405):
             assert await site.metric(f'scala_requests_total{{route="{route}",status="{status}"}}') == 1
+        versioned = 'route="/v2/models/{model}/versions/{version}/infer",status="200"'
+        assert await site.metric(f"scala_requests_total{{{versioned}}}") == 1
         assert await site.metric('scala_budget_total{outcome="met"}') == 2
         assert await site.metric("scala_width_selected_total") == 3
         assert await site.metric("scala_inflight_bytes") == 0
