@@ -16,6 +16,7 @@ from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, Received, check_media_type
 from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedBody, UnsupportedImage
+from server.log import log_engine_failures
 from server.response import QuickJSONResponse, classification, classifications
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
@@ -41,6 +42,7 @@ async def classify(request: Request) -> Response:
     first = outcomes[0]
     if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
         raise first
+    log_engine_failures(outcomes, request.scope["state"]["request_id"])
     respond = classification if single else classifications
     return QuickJSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
 
