@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 
 from fastapi import APIRouter
 from pydantic_core import from_json
@@ -17,13 +18,14 @@ from server.admission import Permit
 from server.decode import MEDIA_TYPES, Received, check_media_type
 from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedBody, UnsupportedImage
 from server.log import log_engine_failures
-from server.response import QuickJSONResponse, classification, classifications
+from server.response import classification, classifications, settle, write_in_time
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
 from server.services import Services
-from server.types import Terms
+from server.types import Terms, Timed
 
 MAX_BUDGET_MS = 600_000
+VALUES_A_PREDICTION = 10  # its label, its number and its score, each named, cost as much as so many numbers
 LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
 
 router = APIRouter()
@@ -39,12 +41,15 @@ async def classify(request: Request) -> Response:
     async with visit(request, services, terms, read_content_length(request.headers)) as inside:
         images, single = await read_images(request, inside.permit)
         outcomes = await inside.classify_each(images)
-    first = outcomes[0]
-    if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
-        raise first
-    log_engine_failures(outcomes, request.scope["state"]["request_id"])
-    respond = classification if single else classifications
-    return QuickJSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
+        first, state = outcomes[0], request.scope["state"]
+        if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
+            raise first
+        log_engine_failures(outcomes, state["request_id"])
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
+        write = partial(classification if single else classifications, services, terms, outcomes, top_k, state)
+        num_values = len(answers) * (len(services.labels) + VALUES_A_PREDICTION * top_k)
+        body, met = await write_in_time(terms, answers, write, num_values)
+    return Response(body, headers=settle(services, terms, answers, met, state), media_type="application/json")
 
 
 async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:

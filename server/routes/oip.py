@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from server.oip import codec, schemas
 from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_input
 from server.oip.compression import choose_coding, pack, read_coding, unpacked
 from server.oip.statistics import model_statistics
-from server.response import settle
+from server.response import settle, told_of_budget, write_in_time
 from server.routes import oip_documentation as told
 from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
 from server.routes.visit import visit
@@ -48,7 +49,6 @@ MAX_QUERY_BYTES = 1000
 PREFIXES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 MAX_TIMEOUT_US, MAX_PRIORITY = 1000 * MAX_BUDGET_MS, 2**32 - 1
 PACKET_BYTES = 1400  # an answer that fits into one gains nothing by compression
-MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on the event loop, in about a millisecond
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -114,10 +114,11 @@ async def infer(request: Request) -> Response:
         inside.permit.set_images(tensor.shape[0])
         inside.narrow(_narrowed(terms, asked.parameters, services))
         answers = await inside.classify_all(images_of(tensor))
-    budget, headers = settle(services, inside.terms, answers, request.scope["state"])
-    given = (model, asked, answers, budget, choose_coding(request.headers.get("accept-encoding")))
-    in_place = len(answers) * len(services.labels) <= MAX_IN_PLACE_VALUES
-    content, form = _write(*given) if in_place else await asyncio.to_thread(_write, *given)
+        coding = choose_coding(request.headers.get("accept-encoding"))
+        write = partial(_write, model, asked, answers, inside.terms, coding)
+        num_values = len(answers) * len(services.labels)
+        (content, form), met = await write_in_time(inside.terms, answers, write, num_values)
+    headers = settle(services, inside.terms, answers, met, request.scope["state"])
     return Response(content, headers=headers | form)
 
 
@@ -243,12 +244,12 @@ def _whole(parameters: Mapping[str, Any], name: str, most: int, meaning: str) ->
 
 
 def _write(
-    model: Classifier, asked: codec.Request, answers: Sequence[Timed], budget: Mapping[str, Any], coding: str | None
+    model: Classifier, asked: codec.Request, answers: Sequence[Timed], terms: Terms, coding: str | None, met: bool
 ) -> tuple[bytes, dict[str, str]]:
     """The answer's body, and the headers that tell its form."""
     outputs = model.outputs(asked, [timed.answer for timed in answers])
     named = {} if asked.id is None else {"id": asked.id}
-    frame = {"model_name": model.name, "model_version": VERSION, **named, "parameters": budget}
+    frame = {"model_name": model.name, "model_version": VERSION, **named, "parameters": told_of_budget(terms, met)}
     body, json_bytes = codec.write_response(frame, outputs)
     headers = {"Content-Type": "application/json"}
     if json_bytes is not None:

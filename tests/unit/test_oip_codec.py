@@ -200,7 +200,7 @@ def test_a_response_is_json_alone_or_followed_by_its_binary_tensors() -> None:
         ],
     }
     numbers, texts = (Output(each.name, each.shape, each.values, binary=True) for each in (numbers, texts))
-    body, json_bytes = write_response({}, [texts, numbers])
+    body, json_bytes = write_response({"id": "x"}, [texts, numbers])
     assert json_bytes is not None
     assert [each["parameters"] for each in json.loads(body[:json_bytes])["outputs"]] == [
         {"binary_data_size": 10},
@@ -211,7 +211,7 @@ def test_a_response_is_json_alone_or_followed_by_its_binary_tensors() -> None:
 
 def test_float32_survives_json_exactly() -> None:
     values = np.random.default_rng(0).random(1000, np.float32)
-    body, _ = write_response({}, [Output("p", (1, 1000), values, binary=False)])
+    body, _ = write_response({"id": "x"}, [Output("p", (1, 1000), values, binary=False)])
     assert np.array_equal(np.array(json.loads(body)["outputs"][0]["data"], np.float32), values)
 
 

@@ -14,6 +14,7 @@ import pytest
 from starlette.types import Message
 
 from scala_model.width import Width
+from server.oip import compression
 from tests.unit.edge.application import BODY_LIMIT, IMAGE, PIXEL_LIMIT, Reply, Runner, Site, client, form, statuses
 from tests.unit.toy import NUM_CLASSES, SIZE, png
 
@@ -392,6 +393,29 @@ def test_a_large_answer_is_written_beside_the_event_loop(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         reply = await infer(site, *[png(1)] * 60, headers={"X-Width": "0.25"})
         assert tensors(reply)["probabilities"].shape == (60, NUM_CLASSES)
+
+    site(scenario)
+
+
+def test_writing_a_large_answer_takes_of_the_budget(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(site: Site) -> None:
+        def slowly(body: bytes, coding: str) -> bytes:
+            site.clock.spend(0.7)
+            return compression.pack(body, coding)
+
+        monkeypatch.setattr("server.routes.oip.pack", slowly)
+        asking = {"X-Width": "0.25", "Accept-Encoding": "gzip"}  # 375 ms on the engine
+        reply = await infer(site, *[png(1)] * 60, headers=asking | {"X-Latency-Budget-Ms": "600"})
+        assert "600 ms" in check_error(reply, 504)
+        assert reply.seconds == pytest.approx(0.6, abs=0.001), "whatever is still being written"
+        reply = await infer(site, *[png(1)] * 60, headers=asking)
+        told = json.loads(gzip.decompress(reply.body))["parameters"]
+        assert (told["budget_met"], reply.headers["x-budget-met"]) == (False, "false")
+        total_ms = float(reply.headers["server-timing"].rpartition("=")[2])
+        assert total_ms == pytest.approx(1000 * reply.seconds, abs=0.01)
+        for outcome in ("expired", "missed"):
+            assert await site.metric(f'scala_budget_total{{outcome="{outcome}"}}') == 1
+        assert site.services.admission.images == 0
 
     site(scenario)
 
