@@ -6,7 +6,6 @@ https://github.com/kserve/open-inference-protocol and its extension "binary tens
 
 from __future__ import annotations
 
-import binascii
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,9 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from server.errors import BadRequest, TooLarge
+from server.json_body import parse_json
 from server.oip.schemas import InferenceRequest, RequestInput
+from server.types import Encoded
 
 # JSON is parsed in one go that nothing can interrupt: so many numbers take 20 ms, in which nobody else is served.
 MAX_JSON_VALUES = 250_000
@@ -30,21 +31,24 @@ _PIECE_VALUES = 10_000  # written in about a millisecond
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input: ``data`` as JSON had it, flat or nested, or the bytes that followed the JSON."""
+    """One input: ``data`` as JSON had it, flat or nested, or the bytes that followed the JSON, or a body that is all.
+
+    Bytes are a list's only element in the last case alone: JSON has none.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: list[Any] | memoryview
 
-    def byte_strings(self) -> list[bytes]:
-        """The elements of a BYTES tensor. Raises BadRequest."""
+    def byte_strings(self) -> Sequence[Encoded]:
+        """The elements of a BYTES tensor, those of JSON still base64. Raises BadRequest."""
         if isinstance(self.data, memoryview):
             return list(self._split(self.data))
         texts = self._flat(self.data)
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, Encoded) for text in texts):
             raise BadRequest(f"The data of {self.name} must be strings.")
-        return [_bytes_of(text) for text in texts]
+        return texts
 
     def uint8(self) -> NDArray[np.uint8]:
         """A UINT8 tensor, read-only. Raises BadRequest."""
@@ -133,8 +137,7 @@ class Output:
 
 def read_raw(body: bytes, name: str) -> Request:
     """A body that is the only element of its only input; all outputs come back binary."""
-    framed = memoryview(len(body).to_bytes(LENGTH_BYTES, "little") + body)
-    return Request(None, {}, [Tensor(name, "BYTES", (1, 1), framed)], None, binary=True)
+    return Request(None, {}, [Tensor(name, "BYTES", (1, 1), [body])], None, binary=True)
 
 
 def read_request(body: bytes, json_bytes: int | None) -> Request:
@@ -162,7 +165,12 @@ def _parse(text: bytes) -> InferenceRequest:
             f"The JSON holds about {num_values} values; the limit is {MAX_JSON_VALUES}: send tensors as binary data."
         )
     try:
-        return InferenceRequest.model_validate_json(text)
+        document = parse_json(text)
+        if not isinstance(document, dict):
+            raise ValueError("it must be an object")
+        return InferenceRequest.model_validate(document)
+    except TooLarge:
+        raise
     except ValidationError as refusal:
         error = refusal.errors(include_url=False)[0]
         place, what = ".".join(map(str, error["loc"])), error["msg"]
@@ -170,6 +178,8 @@ def _parse(text: bytes) -> InferenceRequest:
             found = "" if error["type"] == "missing" else f"; it is {reprlib.repr(error['input'])[:100]}"
             what = f"{place}: {what}{found}"
         raise BadRequest(f"The request cannot be read: {what}.") from None
+    except ValueError as error:
+        raise BadRequest(f"The request cannot be read: Invalid JSON: {error}.") from None
 
 
 def _tensor(given: RequestInput, rest: memoryview) -> tuple[Tensor, memoryview]:
@@ -210,14 +220,6 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
     if type(value) is not bool:
         raise BadRequest(f"{name} of {where} is {reprlib.repr(value)}; it must be true or false.")
     return value
-
-
-def _bytes_of(text: str) -> bytes:
-    """An element of BYTES as JSON can hold it: base64, since no image is text, is decoded; other texts stay."""
-    try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
-        return text.encode()
 
 
 def write_response(frame: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:

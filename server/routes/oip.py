@@ -108,12 +108,16 @@ async def infer(request: Request) -> Response:
         body = await read_body(request, inside.permit)
         if coding is not None:
             body = await _unpack(body, coding, inside.permit)
-        asked = codec.read_raw(body, IMAGE.name) if json_bytes == 0 else codec.read_request(body, json_bytes)
+        text_bytes = len(body) if json_bytes is None else json_bytes
+        if json_bytes == 0:
+            asked = codec.read_raw(body, IMAGE.name)
+        else:
+            asked = await services.read(text_bytes, codec.read_request, body, json_bytes)
         model.check_outputs(asked)
         tensor = the_input(asked)
         inside.permit.set_images(tensor.shape[0])
         inside.narrow(_narrowed(terms, asked.parameters, services))
-        answers = await inside.classify_all(images_of(tensor))
+        answers = await inside.classify_all(await services.read(text_bytes, images_of, tensor))
         coding = choose_coding(request.headers.get("accept-encoding"))
         write = partial(_write, model, asked, answers, inside.terms, coding)
         num_values = len(answers) * len(services.labels)

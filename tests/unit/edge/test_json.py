@@ -8,7 +8,7 @@ import json
 import pytest
 from pydantic_core import to_json
 
-from server.routes import classify as classify_module
+from server import json_body
 from tests.unit.edge.application import IMAGE, Reply, Runner, Site, check_problem
 from tests.unit.toy import png
 
@@ -114,7 +114,7 @@ def test_nothing_that_is_no_base64_is_skipped_over(site: Runner, wrong: object) 
 def test_a_body_of_a_million_trifles_is_not_even_parsed(
     site: Runner, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classify_module, "from_json", None)
+    monkeypatch.setattr(json_body, "from_json", None)
 
     async def scenario(site: Site) -> None:
         assert "fewer" in check_problem(await post(site, body), 413)
