@@ -15,10 +15,11 @@ from server.errors import BadRequest, TooLarge
 MAX_FIELDS = 100  # parts of a form beside its images
 MAX_HEAD_BYTES = 8192  # of a part
 MAX_BOUNDARY_BYTES = 70  # by RFC 2046
+MAX_PARAMETERS = 10  # of a header; the form's own have two or three
 _PIECE_BYTES = 2**20  # searched in a millisecond or two
 _LINE_END = re.compile(rb"[ \t]{0,100}\r\n")
 _DISPOSITION = re.compile(rb"^content-disposition:[ \t]*form-data", re.I | re.M)
-_MEDIA_TYPE = re.compile(rb"^content-type:([^\r\n]*)", re.I | re.M)
+_MEDIA_TYPE = re.compile(rb"^content-type:[ \t]*([^\r\n]*)", re.I | re.M)
 _PARAMETER = re.compile(rb'[ \t]*;[ \t]*([^\s=;"]+)=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^\s;"]*))')
 
 
@@ -80,9 +81,11 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _parameters(text: bytes, start: int) -> dict[bytes, bytes]:
-    """``; name=value`` and so on from there; names in lower case."""
-    found = {}
-    while parameter := _PARAMETER.match(text, start):
+    """``; name=value`` and so on from there, ``MAX_PARAMETERS`` at most; names in lower case."""
+    found: dict[bytes, bytes] = {}
+    for _ in range(MAX_PARAMETERS):
+        if (parameter := _PARAMETER.match(text, start)) is None:
+            break
         name, quoted, plain = parameter.groups()
         found[name.lower()] = plain if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
         start = parameter.end()

@@ -181,6 +181,14 @@ def test_silly_json_is_refused(text: bytes) -> None:
         read_request(text, None)
 
 
+def test_json_of_nothing_but_escapes_is_refused_before_it_is_parsed() -> None:
+    texts = ["/" * 1000, "/" * 600_000]
+    few, many = (json.dumps({"id": text, "inputs": [pixels([1, 1, 1, 3], [1, 2, 3])]}) for text in texts)
+    assert read_request(few.replace("/", "\\/").encode(), None).id == texts[0]
+    with pytest.raises(TooLarge, match="600000 backslashes; the limit is 500000"):
+        read_request(many.replace("/", "\\/").encode(), None)
+
+
 def test_json_that_would_hold_up_everybody_is_refused_before_it_is_parsed() -> None:
     text = json.dumps({"inputs": [pixels([1, 1, 1, 3], [0] * MAX_JSON_VALUES)]}).encode()
     with pytest.raises(TooLarge, match="binary data"):

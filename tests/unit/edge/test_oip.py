@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import zlib
@@ -305,6 +306,10 @@ def test_one_failed_image_fails_its_request_and_is_named(site: Runner) -> None:
         assert "Image 2" in check_error(await infer(site, png(1), png(2), b""), 400)
         assert "Image 1" in check_error(await infer(site, png(1), png(2, (101, 100))), 413)
         assert "Image" not in check_error(await infer(site, b"no image"), 415)
+        described = {"name": "image", "datatype": "BYTES", "shape": [2, 1]}
+        coded = base64.b64encode(png(1)).decode()
+        reply = await ask_json(site, {"inputs": [described | {"data": [coded, "no base64!"]}]})
+        assert check_error(reply, 400).startswith("Image 1 (the first is 0) of 2: The image is not base64")
         array = grey(1, 101, 100)[None]
         tensor = {
             "name": "pixels",
