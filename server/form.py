@@ -1,8 +1,8 @@
 """``multipart/form-data`` (RFC 7578) in memory, as the files that it holds.
 
 The body is there and its size is bounded, so its parts are slices of it. Nothing goes to a temporary file, for which a
-container may have no place, and every byte is looked at once and in C: a parser in Python takes a second or more for
-20 MB of line ends.
+container may have no place, and every byte is looked at once, in C and in pieces: a parser that is fed all at once held
+the event loop for 0.15 s over 20 MB of line ends.
 """
 
 from __future__ import annotations
