@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from server.errors import BadRequest, TooLarge
-from server.json_body import parse_json
+from server.json_body import count_bytes, parse_json
 from server.oip.schemas import InferenceRequest, RequestInput
 from server.types import Encoded
 
@@ -159,7 +159,7 @@ def read_request(body: bytes, json_bytes: int | None) -> Request:
 
 
 def _parse(text: bytes) -> InferenceRequest:
-    num_values = text.count(b",") + text.count(b"[")
+    num_values = count_bytes(text, b",") + count_bytes(text, b"[")
     if num_values > MAX_JSON_VALUES:
         raise TooLarge(
             f"The JSON holds about {num_values} values; the limit is {MAX_JSON_VALUES}: send tensors as binary data."
