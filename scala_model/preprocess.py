@@ -23,6 +23,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# By EXIF 2.32 all of it fits into one segment of a JPEG. A PNG or WebP can hold more: orientations, two million of
+# which took 7 s to read. The orientation is at the beginning.
+MAX_EXIF_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
+    exif = image.info.get("exif", b"")
+    if len(exif) > MAX_EXIF_BYTES:
+        image.info["exif"] = exif[:MAX_EXIF_BYTES]
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # whatever a parser stumbles over: garbage in the metadata must not cost a good image

@@ -29,7 +29,7 @@ from server.api_keys import Gate
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
 from server.device import Device
-from server.edge import Edge, answer_error
+from server.edge import Edge, Endpoint, answer_error
 from server.engine import engine_of
 from server.engine.contract import Engine
 from server.errors import RequestError
@@ -156,9 +156,11 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
     gate = Gate.of(settings)
     name, widths = services.checkpoint.card["name"], [*map(float, services.measured_accuracy)]
     document(app, model=name, num_classes=len(services.labels), widths=widths, keys=gate is not None)
-    paths = {"/v1/classify": classify.classify, **dict.fromkeys(oip.infer_paths(name), oip.infer)}
-    edge = Edge(app, services, {("POST", path): endpoint for path, endpoint in paths.items()}, gate)
-    return _for_pages_of(settings.cors_origins, edge)
+    hot: dict[tuple[str, str], tuple[str, Endpoint]] = {
+        ("POST", path): (route, oip.infer) for path, route in oip.infer_paths(name).items()
+    }
+    hot["POST", "/v1/classify"] = ("/v1/classify", classify.classify)
+    return _for_pages_of(settings.cors_origins, Edge(app, services, hot, gate))
 
 
 def _effective(settings: Settings, engine: Engine) -> EffectiveSettings:

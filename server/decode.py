@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
@@ -47,13 +48,27 @@ SMALL_PIXELS = 256 * 256  # with SMALL_BYTES, decoded in about a millisecond at 
 MAX_SCANS = 100
 
 # What Pillow goes through in Python before any pixel: a segment of a JPEG or a chunk of a PNG, of 4 bytes or 12, takes
-# it 4 us, so that 20 MB of nothing else took 20 s; a byte of garbage between a JPEG's segments 0.1.
+# it 4 us, so that 20 MB of nothing else took 20 s; a number of a TIFF 0.5 to 6; a block of a GIF or a byte of garbage
+# between a JPEG's segments 0.1.
 MAX_PARTS = 20_000
 MAX_SMALL_PARTS = 100  # half a millisecond; cameras write a dozen
+_PARTS_PER_PACKED_CHUNK = 1000  # as it is unpacked, to a MB at most: 10 MB of packed profiles took 23 s
+_PARTS_PER_MORE_EXIF = 200  # a further segment of EXIF, to which Pillow copies all before it
 
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither stuffing nor a restart nor a fill byte
 _PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_RIFF_START, _GIF_STARTS = b"RIFF", (b"GIF87a", b"GIF89a")
+# By TIFF 6.0, section 2, and BigTIFF: order of bytes, and whether offsets have 8. Pillow reads wrong orders, too.
+_TIFF_STARTS: dict[bytes, tuple[Literal["big", "little"], int]] = {
+    b"MM\0*": ("big", 4),
+    b"II*\0": ("little", 4),
+    b"MM*\0": ("big", 4),
+    b"II\0*": ("little", 4),
+    b"MM\0+": ("big", 8),
+    b"II+\0": ("little", 8),
+}
+_TIFF_OPAQUE = (1, 2, 6, 7)  # kinds of values that stay the bytes they are
 _JPEG_START = b"\xff\xd8"
 # A segment that tells Pillow a resolution, which it would otherwise dig out of EXIF when it opens a JPEG: garbage there
 # would cost a good image, and 20 MB of garbage ten seconds. Its fifth byte hides it from libjpeg, to which JFIF would
@@ -135,7 +150,10 @@ class ImageDecoder:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
         num_scans, num_parts = _outline(body)
         if num_scans > MAX_SCANS or num_parts > MAX_PARTS:
-            raise _broken()
+            raise BrokenImage(
+                f"The image has more than {MAX_PARTS} parts beside its pixels, or more than {MAX_SCANS} scans; save it "
+                "anew, without metadata."
+            )
         if body.startswith(_JPEG_START):
             body = _JPEG_START + _RESOLUTION + body[len(_JPEG_START) :]
         image = Image.open(io.BytesIO(body), formats=IMAGE_FORMATS)
@@ -183,33 +201,84 @@ def _is_plain(body: bytes) -> bool:
 
 
 def _outline(body: bytes) -> tuple[int, int]:
-    """How many scans and how many parts a JPEG or a PNG has, as far as ``MAX_PARTS``; of other formats 0."""
+    """How many scans a JPEG has, and how many parts, as far as ``MAX_PARTS``, whatever Pillow reads in Python has."""
     if body.startswith(_JPEG_START):
         return _outline_of_jpeg(body)
-    return 0, _num_chunks(body) if body.startswith(_PNG_START) else 0
+    if body.startswith(_PNG_START):
+        return 0, _num_chunks(body)
+    if body.startswith(_RIFF_START):
+        return 0, _num_riff_chunks(body)
+    if body.startswith(_GIF_STARTS):
+        return 0, _num_blocks_of_gif(body)
+    return 0, _num_values_of_tiff(body) if body[:4] in _TIFF_STARTS else 0
 
 
 def _outline_of_jpeg(body: bytes) -> tuple[int, int]:
     """What follows the image's end does not count: phones append whole films."""
-    position, num_scans, num_parts = len(_JPEG_START), 0, 0
+    position, num_scans, num_parts, has_exif = len(_JPEG_START), 0, 0, False
     while num_parts <= MAX_PARTS:
         marker = _JPEG_MARKER.search(body, position)
         if not num_scans:  # garbage; behind a scan's head are its pixels
             num_parts += max(0, (marker.start() if marker else len(body)) - position)
         if marker is None or (code := marker[0][1]) == 0xD9:
             break
+        start, position = marker.end(), marker.end() + int.from_bytes(body[marker.end() : marker.end() + 2])
         num_parts += 1
         num_scans += code == 0xDA
-        position = marker.end() + int.from_bytes(body[marker.end() : marker.end() + 2])
+        if code == 0xE1 and body.startswith(b"Exif", start + 2):
+            num_parts += has_exif * _PARTS_PER_MORE_EXIF
+            has_exif = True
+        elif code == 0xED:  # Photoshop's, of any number of resources
+            num_parts += body.count(b"8BIM", start, position)
     return num_scans, num_parts
 
 
 def _num_chunks(body: bytes) -> int:
     position, num_chunks = len(_PNG_START), 0
     while position < len(body) and num_chunks <= MAX_PARTS:
+        num_chunks += _PARTS_PER_PACKED_CHUNK if body[position + 4 : position + 8] in _PNG_INFLATED else 1
         position += 12 + int.from_bytes(body[position : position + 4])
+    return num_chunks
+
+
+def _num_riff_chunks(body: bytes) -> int:
+    position, num_chunks = len(b"RIFFsizeWEBP"), 0
+    while position < len(body) and num_chunks <= MAX_PARTS:
+        size = int.from_bytes(body[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
         num_chunks += 1
     return num_chunks
+
+
+def _num_blocks_of_gif(body: bytes) -> int:
+    """Before the first image; whatever else stands between blocks is skipped byte by byte, as Pillow does."""
+    flags = body[10] if len(body) > 10 else 0
+    position, num_blocks = 13 + (3 << (flags % 8 + 1) if flags >= 0x80 else 0), 0
+    while position < len(body) and num_blocks <= MAX_PARTS and (kind := body[position]) not in b",;":
+        num_blocks += 1
+        position += 2 if kind == ord("!") else 1
+        while kind == ord("!") and position < len(body) and num_blocks <= MAX_PARTS and (size := body[position]):
+            position += 1 + size
+            num_blocks += 1
+        position += kind == ord("!")
+    return num_blocks
+
+
+def _num_values_of_tiff(body: bytes) -> int:
+    """Of the first directory: its entries, and the numbers in them."""
+    order, offset_bytes = _TIFF_STARTS[body[:4]]
+    entry_bytes, count_bytes = 4 + 2 * offset_bytes, 2 if offset_bytes == 4 else 8
+
+    def number(start: int, num_bytes: int) -> int:
+        return int.from_bytes(body[start : start + num_bytes], order)
+
+    directory = number(offset_bytes, offset_bytes)
+    num_values = num_entries = number(directory, count_bytes)
+    for place in range(min(num_entries, MAX_PARTS)):
+        entry = directory + count_bytes + place * entry_bytes
+        if number(entry + 2, 2) not in _TIFF_OPAQUE:
+            num_values += number(entry + 4, offset_bytes)
+    return num_values
 
 
 def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,6 @@ refused, and they stay in charge of everything else, their documentation include
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import errors
 from server.api_keys import Gate
 from server.lifecycle import Lifecycle
-from server.log import PROBES, log_access
+from server.log import PROBES, http_log, log_access, log_engine_failures
 from server.routes.problem import error_response
 from server.services import Services
 
@@ -33,7 +32,7 @@ OUTCOMES: dict[type[errors.RequestError], str] = {
     errors.Gone: "cancelled",
 }
 Endpoint = Callable[[Request], Awaitable[Response]]
-log = logging.getLogger("scala.http")
+Hot = Mapping[tuple[str, str], tuple[str, Endpoint]]  # by method and path: the route, as metrics call it
 
 
 class Edge:
@@ -43,7 +42,7 @@ class Edge:
         self,
         app: ASGIApp,
         services: Services,
-        hot: Mapping[tuple[str, str], Endpoint],
+        hot: Hot,
         gate: Gate | None = None,
     ) -> None:
         self._app, self._services, self._hot, self._gate = app, services, hot, gate
@@ -60,7 +59,7 @@ class Edge:
         exchange = _Exchange(send, request_id, self._lifecycle)
         self._lifecycle.in_flight += 1
         try:
-            endpoint = self._hot.get((scope["method"], scope["path"]))
+            _, endpoint = self._hot.get((scope["method"], scope["path"]), (None, None))
             if self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
                 response = await answer_error(Request(scope, receive), refusal)
                 await response(scope, receive, exchange.send)
@@ -70,7 +69,7 @@ class Edge:
                 response = await _respond(endpoint, Request(scope, receive))
                 await response(scope, receive, exchange.send)
         except Exception:
-            log.exception("a request failed", extra={"request_id": request_id})
+            http_log.exception("a request failed", extra={"request_id": request_id})
             if exchange.status == 0:
                 await error_response(Exception(), scope)(scope, receive, exchange.send)
         finally:
@@ -79,8 +78,7 @@ class Edge:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route, state = getattr(scope.get("route"), "path", None) or "none", scope["state"]
-        if (scope["method"], scope["path"]) in self._hot:
-            route = scope["path"]
+        route, _ = self._hot.get((scope["method"], scope["path"]), (route, None))
         self._metrics.requests.labels(route, str(status)).inc()
         trace_id = ""
         if self._tracer is not None and scope["path"] not in PROBES:
@@ -112,8 +110,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         error = errors.BadRequest("; ".join(str(entry["msg"]) for entry in error.errors()))
     state = request.scope["state"]
-    if isinstance(error, errors.EngineFailed):
-        log.error("%s", error.detail, extra={"request_id": state["request_id"]})
+    log_engine_failures([error], state["request_id"])
     if outcome := outcome_of(error):
         state["outcome"] = outcome
     return error_response(error, request.scope)

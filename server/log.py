@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal
 
@@ -16,13 +17,15 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from starlette.types import Scope
 
+from server.errors import EngineFailed
+
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 # Asked every few seconds, by machines: they leave neither access lines nor traces.
 PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _NO_FIELDS = frozenset({*RESERVED_ATTRS, "asctime", "message", "color_message"})  # the last is uvicorn's, for terminals
 _WORD = re.compile(r'[^\s"=]+')
-access_log = logging.getLogger("scala.access")
+access_log, http_log = logging.getLogger("scala.access"), logging.getLogger("scala.http")
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
@@ -48,6 +51,13 @@ def log_access(scope: Scope, status: int, seconds: float, trace_id: str) -> None
         "trace_id": trace_id,
     }
     access_log.info("answered", extra={name: value for name, value in fields.items() if value not in (None, "")})
+
+
+def log_engine_failures(outcomes: Iterable[object], request_id: str) -> None:
+    """One line for a request, if the engine failed on any of its images."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, EngineFailed)]
+    if failures:
+        http_log.error("%s", failures[0].detail, extra={"request_id": request_id, "images": len(failures)})
 
 
 def printable(text: str) -> str:

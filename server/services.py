@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -30,10 +31,13 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
-from server.types import Encoded, Job, Pixels, Raster, Terms, Timed
+from server.types import SMALL_BYTES, Job, Pixels, Terms, Timed
 
 if TYPE_CHECKING:
     from server.spans import Tracer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True)
@@ -74,25 +78,29 @@ class Services:
         started = time.monotonic()
         try:
             pixels = self.decoder.if_small(received)
-            return pixels if pixels is not None else await self._decode_in_pool(received)
+            return pixels if pixels is not None else await self._in_pool(1, self.decoder, received)
         finally:
             now, num_bytes = time.monotonic(), received.nbytes if isinstance(received, np.ndarray) else len(received)
             self.monitor.decode(num_bytes).observe(now - started, now)
 
-    async def _decode_in_pool(self, image: Encoded | Raster) -> Pixels:
+    async def read(self, num_bytes: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
+        """What ``work`` makes of so many bytes of a body: at once of few, else in a decoder's thread."""
+        return work(*given) if num_bytes <= SMALL_BYTES else await self._in_pool(0, work, *given)
+
+    async def _in_pool(self, num_images: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
         """A body waits here for a decoder, not in the pool, which would keep it when its request has long expired."""
-        self.admission.preparing += 1
+        self.admission.preparing += num_images
         try:
             await self.decoder_turns.acquire()
         except BaseException:
-            self.admission.preparing -= 1
+            self.admission.preparing -= num_images
             raise
-        future = asyncio.get_running_loop().run_in_executor(self.decoders, self.decoder, image)
-        future.add_done_callback(self._decoder_is_free)
+        future = asyncio.get_running_loop().run_in_executor(self.decoders, work, *given)
+        future.add_done_callback(partial(self._decoder_is_free, num_images))
         return await asyncio.shield(future)  # a thread cannot be stopped: its turn ends when it does
 
-    def _decoder_is_free(self, future: asyncio.Future[Pixels]) -> None:
-        self.admission.preparing -= 1
+    def _decoder_is_free(self, num_images: int, future: asyncio.Future[Any]) -> None:
+        self.admission.preparing -= num_images
         self.decoder_turns.release()
         if not future.cancelled():
             future.exception()  # seen, even if nobody waits for it any more

@@ -119,7 +119,7 @@ def the_input(request: Request) -> Tensor:
 
 
 def images_of(tensor: Tensor) -> Sequence[Encoded | Raster]:
-    """The images of ``the_input``. Raises BadRequest for data that is not what its description says."""
+    """The images of ``the_input``, those of JSON in base64. Raises BadRequest for data that is not as described."""
     return tensor.byte_strings() if tensor.datatype == IMAGE.datatype else list(tensor.uint8())
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 from fastapi import APIRouter
-from pydantic_core import from_json
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,13 +15,17 @@ from scala_model.width import Width
 from server.admission import Permit
 from server.decode import MEDIA_TYPES, Received, check_media_type
 from server.errors import BadRequest, Impossible, Shed, TooLarge, Unavailable, UnsupportedBody, UnsupportedImage
-from server.response import QuickJSONResponse, classification, classifications
+from server.form import files_of
+from server.json_body import count_bytes, parse_json
+from server.log import log_engine_failures
+from server.response import classification, classifications, settle, write_in_time
 from server.routes.documentation import CLASSIFY
 from server.routes.visit import visit
 from server.services import Services
-from server.types import Terms
+from server.types import Terms, Timed
 
 MAX_BUDGET_MS = 600_000
+VALUES_A_PREDICTION = 10  # its label, its number and its score, each named, cost as much as so many numbers
 LATE_FACTOR = 10  # an answer to a request without a budget may take ten default budgets
 
 router = APIRouter()
@@ -36,16 +39,20 @@ async def classify(request: Request) -> Response:
     terms = read_terms(request, services)
     top_k = read_top_k(request, len(services.labels))
     async with visit(request, services, terms, read_content_length(request.headers)) as inside:
-        images, single = await read_images(request, inside.permit)
+        images, single = await read_images(request, services, inside.permit)
         outcomes = await inside.classify_each(images)
-    first = outcomes[0]
-    if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
-        raise first
-    respond = classification if single else classifications
-    return QuickJSONResponse(**respond(services, terms, outcomes, top_k, request.scope["state"]))
+        first, state = outcomes[0], request.scope["state"]
+        if isinstance(first, Exception) and (single or all(isinstance(each, Shed | Unavailable) for each in outcomes)):
+            raise first
+        log_engine_failures(outcomes, state["request_id"])
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Timed)]
+        write = partial(classification if single else classifications, services, terms, outcomes, top_k, state)
+        num_values = len(answers) * (len(services.labels) + VALUES_A_PREDICTION * top_k)
+        body, met = await write_in_time(terms, answers, write, num_values)
+    return Response(body, headers=settle(services, terms, answers, met, state), media_type="application/json")
 
 
-async def read_images(request: Request, permit: Permit) -> tuple[list[Received], bool]:
+async def read_images(request: Request, services: Services, permit: Permit) -> tuple[list[Received], bool]:
     """The encoded images of a request, and whether there is one, which is answered without a list.
 
     Raises UnsupportedBody, BadRequest, UnsupportedImage, TooLarge or Shed.
@@ -58,55 +65,49 @@ async def read_images(request: Request, permit: Permit) -> tuple[list[Received],
         body = await read_body(request, permit)
         permit.set_images(1)
         return [body], True
-    body = await read_body(request, permit)
-    read = read_json if media_type == "application/json" else read_form
-    images = await read(request, body, permit)
+    body, most = await read_body(request, permit), permit.admission.max_images
+    if media_type == "application/json":
+        images = await services.read(len(body), read_json, body, most)
+    else:
+        images = await services.read(len(body), read_form, body, request.headers["content-type"], most)
+    permit.set_images(len(images))
     return images, len(images) == 1
 
 
-async def read_json(request: Request, body: bytes, permit: Permit) -> list[Received]:
-    """The images of ``{"images": [...]}``, still base64. Raises BadRequest, TooLarge or Shed."""
-    form, most = '{"images": ["<base64>", ...]}', permit.admission.max_images
-    if body.count(b",") > 2 * most:  # 20 MB of small values would keep the event loop for a second
-        raise TooLarge(f"The JSON body has more entries than the queue has places ({most}): send fewer images at once.")
+def read_json(body: bytes, max_images: int) -> list[Received]:
+    """The images of ``{"images": [...]}``, still base64. Raises BadRequest or TooLarge."""
+    form = '{"images": ["<base64>", ...]}'
+    if count_bytes(body, b",") > 2 * max_images:  # 20 MB of small values would keep the event loop for a second
+        raise TooLarge(
+            f"The JSON body has more entries than the queue has places ({max_images}): send fewer images at once."
+        )
     try:
-        document = from_json(body)
+        document = parse_json(body)
+    except TooLarge:
+        raise
     except ValueError as error:
         raise BadRequest(f"The JSON body, which must be {form}, cannot be read: {error}.") from None
     # By hand: a model would list every fault of a body that may be made of millions.
     images = document.get("images") if isinstance(document, dict) and len(document) == 1 else None
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         raise BadRequest(f"The JSON body must be {form}: nothing but a list of one or more texts.")
-    permit.set_images(len(images))
     return images
 
 
-async def read_form(request: Request, body: bytes, permit: Permit) -> list[Received]:
-    """The ``file`` parts of a multipart form. Raises BadRequest, TooLarge or Shed."""
-    parser = MultiPartParser(
-        request.headers, _once(body), max_files=permit.admission.max_images + 1, max_part_size=len(body)
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        kind = TooLarge if error.message.startswith("Too many files") else BadRequest
-        raise kind(f"The multipart body cannot be read: {error.message}") from None
-    try:
-        files = [part for name, part in form.multi_items() if name == "file" and isinstance(part, UploadFile)]
-        if not files:
-            raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
-        permit.set_images(len(files))
-        return [await read_part(part) for part in files]
-    finally:
-        await form.close()
+def read_form(body: bytes, content_type: str, max_images: int) -> list[Received]:
+    """The ``file`` parts of a multipart form, those of another type as errors. Raises BadRequest or TooLarge."""
+    images = [_image_or_error(*each) for each in files_of(body, content_type, max_images)]
+    if not images:
+        raise BadRequest("The form holds no file: send the image in a part named 'file', with a file name.")
+    return images
 
 
-async def read_part(part: UploadFile) -> Received:
+def _image_or_error(media_type: str, content: bytes) -> Received:
     try:
-        check_media_type(part.content_type)
+        check_media_type(media_type)
     except UnsupportedImage as error:
         return error
-    return await part.read()
+    return content
 
 
 async def read_body(request: Request, permit: Permit) -> bytes:
@@ -180,7 +181,3 @@ def _number(given: Mapping[str, str], name: str, example: str) -> float | None:
     if not math.isfinite(value):
         raise BadRequest(f"{name} is {text[:50]!r}; it must be {example}.")
     return value
-
-
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body

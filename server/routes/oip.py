@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from server.oip import codec, schemas
 from server.oip.classifier import IMAGE, VERSION, Classifier, images_of, the_input
 from server.oip.compression import choose_coding, pack, read_coding, unpacked
 from server.oip.statistics import model_statistics
-from server.response import settle
+from server.response import settle, told_of_budget, write_in_time
 from server.routes import oip_documentation as told
 from server.routes.classify import MAX_BUDGET_MS, read_body, read_budget_ms, read_content_length, read_terms
 from server.routes.visit import visit
@@ -45,9 +46,9 @@ HEADER_BYTES = "Inference-Header-Content-Length"
 # The last but one is what curl says of whatever it sends; images are for raw requests.
 MEDIA_TYPES_READ = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded", "image/*")
 MAX_QUERY_BYTES = 1000
+PREFIXES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 MAX_TIMEOUT_US, MAX_PRIORITY = 1000 * MAX_BUDGET_MS, 2**32 - 1
 PACKET_BYTES = 1400  # an answer that fits into one gains nothing by compression
-MAX_IN_PLACE_VALUES = 10_000  # probabilities of an answer that is written on the event loop, in about a millisecond
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -107,16 +108,21 @@ async def infer(request: Request) -> Response:
         body = await read_body(request, inside.permit)
         if coding is not None:
             body = await _unpack(body, coding, inside.permit)
-        asked = codec.read_raw(body, IMAGE.name) if json_bytes == 0 else codec.read_request(body, json_bytes)
+        text_bytes = len(body) if json_bytes is None else json_bytes
+        if json_bytes == 0:
+            asked = codec.read_raw(body, IMAGE.name)
+        else:
+            asked = await services.read(text_bytes, codec.read_request, body, json_bytes)
         model.check_outputs(asked)
         tensor = the_input(asked)
         inside.permit.set_images(tensor.shape[0])
         inside.narrow(_narrowed(terms, asked.parameters, services))
-        answers = await inside.classify_all(images_of(tensor))
-    budget, headers = settle(services, inside.terms, answers, request.scope["state"])
-    given = (model, asked, answers, budget, choose_coding(request.headers.get("accept-encoding")))
-    in_place = len(answers) * len(services.labels) <= MAX_IN_PLACE_VALUES
-    content, form = _write(*given) if in_place else await asyncio.to_thread(_write, *given)
+        answers = await inside.classify_all(await services.read(text_bytes, images_of, tensor))
+        coding = choose_coding(request.headers.get("accept-encoding"))
+        write = partial(_write, model, asked, answers, inside.terms, coding)
+        num_values = len(answers) * len(services.labels)
+        (content, form), met = await write_in_time(inside.terms, answers, write, num_values)
+    headers = settle(services, inside.terms, answers, met, request.scope["state"])
     return Response(content, headers=headers | form)
 
 
@@ -145,7 +151,7 @@ async def check_model(request: Request) -> None:
     _classifier(_services(request)).check_name(named["model"], named.get("version", VERSION))
 
 
-for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+for prefix in PREFIXES:
     named: dict[str, Any] = {"dependencies": [Depends(check_model)]}
     router.get(prefix, **named, **told.MODEL)(model_metadata)
     router.get(f"{prefix}/ready", **named, **told.MODEL_READY)(model_ready)
@@ -154,9 +160,9 @@ for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
     router.post(f"{prefix}/infer", **named, **told.INFER, response_model=None)(infer)
 
 
-def infer_paths(model: str) -> tuple[str, ...]:
-    """Where the model of this name is asked, for whoever calls ``infer`` past the framework."""
-    return f"/v2/models/{model}/infer", f"/v2/models/{model}/versions/{VERSION}/infer"
+def infer_paths(model: str) -> dict[str, str]:
+    """Where the model of this name is asked, and the route of each, for whoever calls ``infer`` past the framework."""
+    return {f"{prefix}/infer".format(model=model, version=VERSION): f"{prefix}/infer" for prefix in PREFIXES}
 
 
 def _services(request: Request) -> Services:
@@ -242,12 +248,12 @@ def _whole(parameters: Mapping[str, Any], name: str, most: int, meaning: str) ->
 
 
 def _write(
-    model: Classifier, asked: codec.Request, answers: Sequence[Timed], budget: Mapping[str, Any], coding: str | None
+    model: Classifier, asked: codec.Request, answers: Sequence[Timed], terms: Terms, coding: str | None, met: bool
 ) -> tuple[bytes, dict[str, str]]:
     """The answer's body, and the headers that tell its form."""
     outputs = model.outputs(asked, [timed.answer for timed in answers])
     named = {} if asked.id is None else {"id": asked.id}
-    frame = {"model_name": model.name, "model_version": VERSION, **named, "parameters": budget}
+    frame = {"model_name": model.name, "model_version": VERSION, **named, "parameters": told_of_budget(terms, met)}
     body, json_bytes = codec.write_response(frame, outputs)
     headers = {"Content-Type": "application/json"}
     if json_bytes is not None:

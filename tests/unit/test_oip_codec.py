@@ -69,10 +69,10 @@ def test_pixels_are_flat_or_nested_row_after_row(data: Any) -> None:
     assert image.tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
 
 
-def test_an_image_in_json_is_base64_or_the_text_itself() -> None:
+def test_an_image_in_json_is_handed_on_as_it_is_for_the_decoder() -> None:
     given = [base64.b64encode(png(7)).decode(), "naïve", "BM\0\0"]
     request = asked([{"name": "image", "datatype": "BYTES", "shape": [3, 1], "data": given}])
-    assert images_of(the_input(request)) == [png(7), "naïve".encode(), b"BM\0\0"]
+    assert images_of(the_input(request)) == given
 
 
 def test_a_raw_body_is_one_image_and_wants_everything_binary() -> None:
@@ -181,6 +181,14 @@ def test_silly_json_is_refused(text: bytes) -> None:
         read_request(text, None)
 
 
+def test_json_of_nothing_but_escapes_is_refused_before_it_is_parsed() -> None:
+    texts = ["/" * 1000, "/" * 600_000]
+    few, many = (json.dumps({"id": text, "inputs": [pixels([1, 1, 1, 3], [1, 2, 3])]}) for text in texts)
+    assert read_request(few.replace("/", "\\/").encode(), None).id == texts[0]
+    with pytest.raises(TooLarge, match="600000 backslashes; the limit is 500000"):
+        read_request(many.replace("/", "\\/").encode(), None)
+
+
 def test_json_that_would_hold_up_everybody_is_refused_before_it_is_parsed() -> None:
     text = json.dumps({"inputs": [pixels([1, 1, 1, 3], [0] * MAX_JSON_VALUES)]}).encode()
     with pytest.raises(TooLarge, match="binary data"):
@@ -200,7 +208,7 @@ def test_a_response_is_json_alone_or_followed_by_its_binary_tensors() -> None:
         ],
     }
     numbers, texts = (Output(each.name, each.shape, each.values, binary=True) for each in (numbers, texts))
-    body, json_bytes = write_response({}, [texts, numbers])
+    body, json_bytes = write_response({"id": "x"}, [texts, numbers])
     assert json_bytes is not None
     assert [each["parameters"] for each in json.loads(body[:json_bytes])["outputs"]] == [
         {"binary_data_size": 10},
@@ -211,7 +219,7 @@ def test_a_response_is_json_alone_or_followed_by_its_binary_tensors() -> None:
 
 def test_float32_survives_json_exactly() -> None:
     values = np.random.default_rng(0).random(1000, np.float32)
-    body, _ = write_response({}, [Output("p", (1, 1000), values, binary=False)])
+    body, _ = write_response({"id": "x"}, [Output("p", (1, 1000), values, binary=False)])
     assert np.array_equal(np.array(json.loads(body)["outputs"][0]["data"], np.float32), values)
 
 

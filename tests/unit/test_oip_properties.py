@@ -93,7 +93,7 @@ def _read_or_refused(body: bytes, json_bytes: int | None) -> None:
 def test_a_binary_response_can_be_taken_apart(texts: list[str], numbers: list[float]) -> None:
     array = np.array(numbers, np.float32)
     outputs = [Output("label", (len(texts), 1), texts, True), Output("width", (len(array), 1), array, True)]
-    body, json_bytes = write_response({}, outputs)
+    body, json_bytes = write_response({"id": "x"}, outputs)
     sizes = [entry["parameters"]["binary_data_size"] for entry in json.loads(body[:json_bytes])["outputs"]]
     assert json_bytes is not None
     label, width = body[json_bytes : json_bytes + sizes[0]], body[json_bytes + sizes[0] :]

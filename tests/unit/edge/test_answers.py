@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import tempfile
 
 import pytest
+from PIL import Image
 
 from tests.unit.edge.application import IMAGE, Runner, Site, form
 from tests.unit.toy import ACCURACIES, png
@@ -65,6 +68,20 @@ def test_several_images_have_each_their_own_answer_or_error(site: Runner) -> Non
         assert "total;dur=" in reply.headers["server-timing"]
 
     site(scenario)
+
+
+def test_a_large_file_of_a_form_needs_no_place_on_disk(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(site: Site) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+        photo = io.BytesIO()
+        Image.new("RGB", (800, 800), (9, 9, 9)).save(photo, "BMP")
+        body, headers = form(photo.getvalue())
+        assert len(body) > 1_500_000
+        reply = await site.classify(body, headers)
+        assert (reply.status, reply.json()["predictions"][0]["class_id"]) == (200, 9)
+        assert site.services.admission.inflight_bytes == 0
+
+    site(scenario, max_body_bytes=2_000_000, max_pixels=1_000_000)
 
 
 def test_a_part_that_is_no_image_fails_alone(site: Runner) -> None:

@@ -6,8 +6,9 @@ import base64
 import json
 
 import pytest
+from pydantic_core import to_json
 
-from server.routes import classify as classify_module
+from server import json_body
 from tests.unit.edge.application import IMAGE, Reply, Runner, Site, check_problem
 from tests.unit.toy import png
 
@@ -113,10 +114,29 @@ def test_nothing_that_is_no_base64_is_skipped_over(site: Runner, wrong: object) 
 def test_a_body_of_a_million_trifles_is_not_even_parsed(
     site: Runner, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classify_module, "from_json", None)
+    monkeypatch.setattr(json_body, "from_json", None)
 
     async def scenario(site: Site) -> None:
         assert "fewer" in check_problem(await post(site, body), 413)
+
+    site(scenario)
+
+
+def test_writing_a_large_answer_takes_of_the_budget(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(site: Site) -> None:
+        def slowly(content: object) -> bytes:
+            site.clock.spend(0.008)
+            return to_json(content)
+
+        monkeypatch.setattr("server.response.to_json", slowly)
+        body = json.dumps({"images": [text(png(1))] * 60}).encode()
+        asking = {"X-Width": "0.25", "Content-Type": "application/json"}  # 375 ms on the engine
+        reply = await site.classify(body, asking | {"X-Latency-Budget-Ms": "600"})
+        check_problem(reply, 504)
+        assert reply.seconds == pytest.approx(0.6, abs=0.001), "whatever is still being written"
+        reply = await site.classify(body, asking)
+        assert (reply.status, reply.json()["budget_met"], len(reply.json()["results"])) == (200, True, 60)
+        assert reply.seconds > 0.8, "in time for the default budget of a second"
 
     site(scenario)
 

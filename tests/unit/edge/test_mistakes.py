@@ -113,6 +113,15 @@ def test_too_many_pixels_are_refused(site: Runner) -> None:
     site(scenario)
 
 
+def test_a_form_of_more_parts_than_any_form_needs_is_refused_for_good(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        for body in (b"--x\r\n\r\n" * 10_000, form(*[b"1"] * 900)[0]):
+            reply = await site.classify(body, {"Content-Type": "multipart/form-data; boundary=x"})
+            assert "104 parts or more; the limit is 103: send fewer" in check_problem(reply, 413)
+
+    site(scenario, max_queue=3)
+
+
 def test_more_images_than_the_queue_holds_are_refused_for_good(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         body, headers = form(*[IMAGE] * 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import zlib
@@ -14,6 +15,7 @@ import pytest
 from starlette.types import Message
 
 from scala_model.width import Width
+from server.oip import compression
 from tests.unit.edge.application import BODY_LIMIT, IMAGE, PIXEL_LIMIT, Reply, Runner, Site, client, form, statuses
 from tests.unit.toy import NUM_CLASSES, SIZE, png
 
@@ -304,6 +306,10 @@ def test_one_failed_image_fails_its_request_and_is_named(site: Runner) -> None:
         assert "Image 2" in check_error(await infer(site, png(1), png(2), b""), 400)
         assert "Image 1" in check_error(await infer(site, png(1), png(2, (101, 100))), 413)
         assert "Image" not in check_error(await infer(site, b"no image"), 415)
+        described = {"name": "image", "datatype": "BYTES", "shape": [2, 1]}
+        coded = base64.b64encode(png(1)).decode()
+        reply = await ask_json(site, {"inputs": [described | {"data": [coded, "no base64!"]}]})
+        assert check_error(reply, 400).startswith("Image 1 (the first is 0) of 2: The image is not base64")
         array = grey(1, 101, 100)[None]
         tensor = {
             "name": "pixels",
@@ -392,6 +398,29 @@ def test_a_large_answer_is_written_beside_the_event_loop(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         reply = await infer(site, *[png(1)] * 60, headers={"X-Width": "0.25"})
         assert tensors(reply)["probabilities"].shape == (60, NUM_CLASSES)
+
+    site(scenario)
+
+
+def test_writing_a_large_answer_takes_of_the_budget(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(site: Site) -> None:
+        def slowly(body: bytes, coding: str) -> bytes:
+            site.clock.spend(0.7)
+            return compression.pack(body, coding)
+
+        monkeypatch.setattr("server.routes.oip.pack", slowly)
+        asking = {"X-Width": "0.25", "Accept-Encoding": "gzip"}  # 375 ms on the engine
+        reply = await infer(site, *[png(1)] * 60, headers=asking | {"X-Latency-Budget-Ms": "600"})
+        assert "600 ms" in check_error(reply, 504)
+        assert reply.seconds == pytest.approx(0.6, abs=0.001), "whatever is still being written"
+        reply = await infer(site, *[png(1)] * 60, headers=asking)
+        told = json.loads(gzip.decompress(reply.body))["parameters"]
+        assert (told["budget_met"], reply.headers["x-budget-met"]) == (False, "false")
+        total_ms = float(reply.headers["server-timing"].rpartition("=")[2])
+        assert total_ms == pytest.approx(1000 * reply.seconds, abs=0.01)
+        for outcome in ("expired", "missed"):
+            assert await site.metric(f'scala_budget_total{{outcome="{outcome}"}}') == 1
+        assert site.services.admission.images == 0
 
     site(scenario)
 
@@ -523,8 +552,12 @@ def test_requests_are_counted_like_those_of_other_routes(site: Runner) -> None:
         await infer(site, png(1), png(2), parameters={"timeout": 200_000})
         await site.ask("POST", f"{MODEL}/versions/1/infer", png(7), RAW)
         await site.ask("POST", "/v2/models/other/infer", png(7), RAW)
-        for route, status in ((INFER, 200), (f"{MODEL}/versions/1/infer", 200), ("/v2/models/{model}/infer", 404)):
+        await site.ask("GET", INFER)
+        route = "/v2/models/{model}/infer"  # of a success as of a refusal
+        for status in (200, 404, 405):
             assert await site.metric(f'scala_requests_total{{route="{route}",status="{status}"}}') == 1
+        versioned = 'route="/v2/models/{model}/versions/{version}/infer",status="200"'
+        assert await site.metric(f"scala_requests_total{{{versioned}}}") == 1
         assert await site.metric('scala_budget_total{outcome="met"}') == 2
         assert await site.metric("scala_width_selected_total") == 3
         assert await site.metric("scala_inflight_bytes") == 0

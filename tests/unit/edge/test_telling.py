@@ -270,8 +270,12 @@ def test_a_failed_batch_is_logged_under_the_requests_it_failed(site: Runner, cap
         site.engine.seconds = fail
         assert (await site.classify(headers={"X-Request-Id": "mine"})).status == 500
 
+        body, headers = form(png(1), b"no image", png(2))
+        assert (await site.classify(body, headers | {"X-Request-Id": "several"})).status == 200
+
     site(scenario)
-    assert [vars(record).get("request_id") for record in caplog.records if record.name == "scala.http"] == ["mine"]
+    ids = [vars(record).get("request_id") for record in caplog.records if record.name == "scala.http"]
+    assert ids == ["mine", "several"], "one line for each request"
 
 
 @pytest.mark.parametrize(("trace_id", "longest"), [("", 118), ("0" * 32, 78)])
