@@ -7,7 +7,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser test-deploy lint bench-engine bench-agreement bench-peers bench-adaptive \
+.PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers bench-adaptive \
   simulate simulate-full format lock clean
 
 help: ## List the targets
@@ -18,8 +18,8 @@ install: $(VENV)/.dev ## Install everything for development into .venv
 serve: $(VENV)/.serve ## Run the server in the foreground; ARGS="--port 9000" adds flags
 	@exec $(BIN)/scala-serve serve $(ARGS)
 
-test: lint ## Run the linters, then all tests but the browser's and the deployment's; ARGS="-k name" adds flags
-	$(BIN)/python -m pytest -q --ignore=tests/browser --ignore=tests/deploy $(ARGS)
+test: lint ## Run the linters, then the tests that need nothing else; ARGS="-k name" adds flags
+	$(BIN)/python -m pytest -q --ignore=tests/browser --ignore=tests/deploy --ignore=tests/chaos $(ARGS)
 
 test-browser: $(VENV)/.dev ## Try the playground in a real browser: needs chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -q tests/browser $(ARGS)
@@ -44,6 +44,9 @@ simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 1
 
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
+
+chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
+	$(BIN)/python -m pytest -q tests/chaos $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .
