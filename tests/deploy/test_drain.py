@@ -66,7 +66,7 @@ def test_a_replica_leaves_and_nobody_is_lost(kind: type[Balancer], tmp_path: Pat
     with balanced(kind, tmp_path, GRACE_S) as (balancer, replicas):
         outcomes = asyncio.run(under_load(balancer, leave(balancer, replicas, 0, signal.SIGTERM)))
         assert replicas.running[0].process.returncode == 0
-    assert outcomes.keys() == {"200"}, outcomes
+    assert_none_lost(outcomes)
 
 
 def test_a_rolling_restart_loses_nobody(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_rolling_restart_loses_nobody(tmp_path: Path) -> None:
                 await asyncio.sleep(0.5)
 
         outcomes = asyncio.run(under_load(balancer, roll()))
-    assert outcomes.keys() == {"200"}, outcomes
+    assert_none_lost(outcomes)
 
 
 @pytest.mark.parametrize("kind", [ServiceLike, ReloadedProxy])
@@ -101,10 +101,20 @@ def test_without_a_grace_some_are_lost(tmp_path: Path) -> None:
     assert_some_lost(outcomes)
 
 
-def assert_some_lost(outcomes: Counter[str]) -> None:
-    num_lost = outcomes.total() - outcomes["200"]
+def assert_none_lost(outcomes: Counter[str]) -> None:
     assert outcomes["200"] > 0
-    assert num_lost > 0.2 * RATE * LEARNS_AFTER_S, "half of those that came while the balancer did not know"
+    assert num_lost(outcomes) == 0, outcomes
+
+
+def assert_some_lost(outcomes: Counter[str]) -> None:
+    """Half of those that came while the balancer did not know."""
+    assert outcomes["200"] > 0
+    assert num_lost(outcomes) > 0.2 * RATE * LEARNS_AFTER_S, outcomes
+
+
+def num_lost(outcomes: Counter[str]) -> int:
+    """Who was refused for load (429), which a busy machine may do, was not lost."""
+    return sum(count for outcome, count in outcomes.items() if not outcome.isdigit() or int(outcome) >= 500)
 
 
 async def leave(balancer: Balancer, replicas: Replicas, place: int, how: signal.Signals) -> None:
@@ -113,10 +123,13 @@ async def leave(balancer: Balancer, replicas: Replicas, place: int, how: signal.
     await asyncio.sleep(0.5)
     before = await num_answered(leaving)
     leaving.process.send_signal(how)
+    signalled = time.monotonic()
     await asyncio.sleep(LEARNS_AFTER_S)
     if how == signal.SIGTERM and leaving.process.poll() is None:
         assert await num_answered(leaving) > before, "it was still asked"
     balancer.route_to([port for port in replicas.ports if port != leaving.port])
+    told_after_s = time.monotonic() - signalled
+    assert told_after_s < GRACE_S - 0.5, f"the balancer heard of it after {told_after_s:.1f} s: the machine is too busy"
     await asyncio.to_thread(leaving.process.wait, 20)
     await asyncio.sleep(0.5)
 
