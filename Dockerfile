@@ -26,13 +26,14 @@ RUN pip install --root /image --no-compile --no-deps --no-index --no-build-isola
     && python -m compileall -q --invalidation-mode unchecked-hash -s /image -p / /image
 
 
-# Left out are OpenVINO's plugins for other devices, with the tables of one of them, and the packages' own tests.
+# Left out: OpenVINO's plugins for other devices and the tables of one of them, the packages' own tests, and what tells
+# Google Analytics of each import of OpenVINO, which goes on without.
 FROM build AS cpu-packages
 
 COPY deploy/image/cpu.txt ./
 RUN pip install --root /image --no-compile --ignore-installed --require-hashes --only-binary :all: -r cpu.txt \
-    && find /image \( -name 'libopenvino_intel_[gn]pu_plugin.so' -o -path '*/openvino/libs/cache.json' -o -name tests \) \
-        -prune -exec rm -r {} + \
+    && find /image \( -name 'libopenvino_intel_[gn]pu_plugin.so' -o -path '*/openvino/libs/cache.json' -o -name tests \
+        -o -name 'openvino_telemetry*' \) -prune -exec rm -r {} + \
     && python -m compileall -q --invalidation-mode unchecked-hash -s /image -p / /image
 
 
@@ -50,12 +51,13 @@ LABEL org.opencontainers.image.title="scala-serve" \
       org.opencontainers.image.description="An image-classification server that spends as much network on each request as its latency budget allows" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="${SOURCE}"
-# The base comes without the standard library's bytecode. /tmp is home, since nothing else can be counted on.
+# The base comes without the standard library's bytecode, and a start takes 1.7 s with it, 2.7 s without, 4.5 s with no
+# bytecode at all (two cores). /tmp is home, since nothing else can be counted on.
 RUN python -m pip uninstall --quiet --yes pip \
     && python -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/python3.12 \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin scala \
     && install --directory --owner scala --group scala /var/cache/scala
-# As PID 1 the server would not get a SIGTERM that comes before its handlers are set: the kernel drops those for PID 1.
+# Without tini the server is PID 1, and a SIGTERM in its first second is lost: to PID 1 no signal is fatal by default.
 COPY --from=build /usr/bin/tini /usr/bin/tini
 ENV PYTHONUNBUFFERED=1 \
     SCALA_HOST=0.0.0.0 \
