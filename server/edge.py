@@ -32,6 +32,8 @@ OUTCOMES: dict[type[errors.RequestError], str] = {
     errors.Shed: "shed",
     errors.Impossible: "impossible",
     errors.Expired: "expired",
+    errors.EngineFailed: "failed",
+    errors.Unavailable: "failed",
     errors.Gone: "cancelled",
 }
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -73,6 +75,8 @@ class Edge:
                 await response(scope, exchange.receive, exchange.send)
         except Exception:
             http_log.exception("a request failed", extra={"request_id": request_id})
+            if "terms" in scope["state"]:
+                scope["state"]["outcome"] = "failed"
             if exchange.status == 0:
                 await error_response(Exception(), scope)(scope, exchange.receive, exchange.send)
         finally:
@@ -91,13 +95,13 @@ class Edge:
         if "ran_until" in state:
             now = time.monotonic()
             self._services.monitor.respond.observe(now - state["ran_until"], now)
-        if outcome := state.get("outcome"):
+        if (outcome := state.get("outcome")) and scope["method"] == "POST":  # a quote is no request of its own
             self._metrics.budget.labels(outcome).inc()
             exemplar = self._metrics.exemplar(state["request_id"], trace_id)
             self._metrics.request_duration.labels(state["width"], outcome).observe(seconds, exemplar)
             if outcome == "shed" and not state.get("jobs"):  # nor given up in the queue
                 self._metrics.stage_duration.labels("refusal").observe(seconds)
-            if "terms" in state:
+            if "terms" in state and outcome != "failed":  # which says nothing about load
                 self._services.settled(state["terms"], state.get("jobs"), outcome)
 
 

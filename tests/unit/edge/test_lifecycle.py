@@ -130,6 +130,7 @@ def test_an_error_of_the_engine_shows_nothing_of_itself(site: Runner) -> None:
         assert b"secret" not in several.body
         assert (await site.classify()).status == 200
         assert await site.metric('scala_requests_total{route="/v1/classify",status="500"}') == 1
+        assert await site.metric('scala_budget_total{outcome="failed"}') == 1
         assert (site.services.admission.images, site.services.lifecycle.in_flight) == (0, 0)
 
     site(scenario)
@@ -148,6 +149,8 @@ def test_a_hung_engine_ends_in_503_for_everyone(site: Runner) -> None:
         assert reply.headers["connection"] == "close"
         assert (await site.ask("GET", "/readyz")).status == 503
         assert (await site.ask("GET", "/livez")).status == 200
+        assert (await site.ask("GET", "/v1/quote?budget_ms=20")).status == 503
+        assert await site.metric('scala_budget_total{outcome="failed"}') == 10, "a quote is none"
 
     site(scenario)
 
