@@ -154,14 +154,12 @@ class Simulation:
                 now, kind, image = heapq.heappop(events)
                 handle[kind](image, now)
 
-    def outcome(self, first: int = 0) -> Outcome:
-        """Of the requests from this one on, as far as they were played, with all runs."""
-        return Outcome(
-            np.array(self._finished[first:]),
-            np.array(self._width[first:], np.int8),
-            np.array(self._refused[first:], np.bool_),
-            self.runs,
-        )
+    def answers(self, first: int, end: int) -> tuple[Sequence[float], Sequence[int]]:
+        """When these requests were answered (nan: not yet) and the index of the width, in the order of arrival."""
+        return self._finished[first:end], self._width[first:end]
+
+    def outcome(self) -> Outcome:
+        return Outcome(np.array(self._finished), np.array(self._width, np.int8), np.array(self._refused), self.runs)
 
     def _arrive(self, image: int, now: float) -> None:
         if not self._scheduler.admits(image, now, self._free_at):
