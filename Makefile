@@ -8,7 +8,7 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help install serve test test-browser lint bench-engine bench-agreement bench-peers bench-adaptive simulate \
-  simulate-full format lock clean
+  simulate-full simulate-scaling format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 1
 
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
+
+simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: 10 minutes
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -74,7 +74,9 @@ class Tally:
 class Replica:
     """One server, created at an instant; it is pending first, then runs and loads, then is ready."""
 
-    def __init__(self, machine: Machine, make: Make, device: Device, created_s: float, timing: Timing, seed: int) -> None:
+    def __init__(
+        self, machine: Machine, make: Make, device: Device, created_s: float, timing: Timing, seed: int
+    ) -> None:
         self.created_s, self.ready_s = created_s, created_s + timing.pending_s + timing.loading_s
         self.running_s = created_s + timing.pending_s
         self.leaves_s: float | None = None

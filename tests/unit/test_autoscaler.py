@@ -97,7 +97,9 @@ def test_least_and_most() -> None:
 
 
 def test_steps_count_what_changed_within_their_period() -> None:
-    slow = Behaviour(most=100, up=(Step(2, period_s=60),), down=(Step(50, is_percent=True, period_s=60),), down_window_s=0)
+    slow = Behaviour(
+        most=100, up=(Step(2, period_s=60),), down=(Step(50, is_percent=True, period_s=60),), down_window_s=0
+    )
     assert syncs(Autoscaler(slow), 4, 50, 50, 50, 50, 50) == [6, 6, 6, 6, 8]
     assert syncs(Autoscaler(slow), 9, 1, 1, 1, 1, 1) == [4, 4, 4, 4, 2]
     assert syncs(Autoscaler(Behaviour(up=())), 4, 9) == [4]
