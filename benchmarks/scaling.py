@@ -1,8 +1,8 @@
 """Both control loops in simulated time: widths within each replica, and the number of replicas, by several signals.
 
-Kubernetes' autoscaler, scrapes every 15 s, replicas that take 20 s to be ready, a balancer that picks at random. On the
-day and the recorded trace each rival's target is tuned to our replica-hours, seed by seed; on the other loads it has the
-mean of the targets that the day needed. Needs no device, and no idle machine: nothing is measured. Run:
+Kubernetes' autoscaler, scrapes every 15 s, replicas that take 20 s to be ready, a balancer that picks at random. On
+the day and the recorded trace each rival's target is tuned to our replica-hours, seed by seed; on the other loads it
+has the mean of the targets that the day needed. Needs no device, and no idle machine: nothing is measured. Run:
 ``make simulate-scaling``. The last line is JSON. Results are kept in a folder, so that a run that was stopped goes on.
 """
 
@@ -51,6 +51,7 @@ SOURCES = (*SIMULATED, *OUR_SERVER, *(f"server/simulation/{name}.py" for name in
 DEMANDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0, 1.5, 2.25)
 TUNED_ON = "day"
 EQUAL_HOURS = (TUNED_ON, "trace")
+KEDA_ON = ("step", TUNED_ON)  # it differs only in how pods without a sample count
 RECORDING = "traces/azure-llm-2023-conv.csv"
 Runs = list[dict[str, Any]]  # of a signal on a load, one a seed
 Found = dict[str, dict[str, Runs]]  # by load and signal
@@ -101,7 +102,8 @@ class Campaign:
 
     def compare(self, played: Sequence[Load]) -> Found:
         tuned_on = [load for load in played if load.name in EQUAL_HOURS]
-        ours = self._play([(load, signal, None) for load in played for signal in (OUR_SIGNAL, KEDA)], "ours")
+        mine: list[tuple[Load, Signal, None]] = [(load, OUR_SIGNAL, None) for load in played]
+        ours = self._play([*mine, *((load, KEDA, None) for load in played if load.name in KEDA_ON)], "ours")
         goals = {load.name: tuple(run["replica_hours"] for run in ours[load.name][OUR_SIGNAL.name]) for load in played}
         rivals = self._play([(load, signal, goals[load.name]) for signal in RIVALS for load in tuned_on], "tuning")
         targets = {name: fmean(run["target"] for run in runs) for name, runs in rivals[TUNED_ON].items()}

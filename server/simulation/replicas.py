@@ -1,12 +1,12 @@
 """Replicas of the simulated server behind a balancer, and an autoscaler that reads their metrics.
 
 Two loops, as in a cluster: each replica chooses widths for every batch; every 15 s the autoscaler chooses how many
-replicas there are. Time goes by in steps of a second: who is ready shares the second's requests, all play it, those that
-are due are scraped, and the autoscaler looks when it is its turn.
+replicas there are. Time goes by in steps of a second: who is ready shares the second's requests, all play it, those
+that are due are scraped, and the autoscaler looks when it is its turn.
 
 The balancer picks a ready replica at random for every request, as kube-proxy does for connections (its iptables mode).
-Least connections would spread a burst more evenly; by chance alone, replicas do not interact within a second, and can be
-played one after the other.
+Least connections would spread a burst more evenly; by chance alone, replicas do not interact within a second, and can
+be played one after the other.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from server.simulation.simulator import Device, Simulation
 from server.simulation.workload import Workload
 
 STEP_S = 1.0
+SIXTEEN = Behaviour(most=16)
 SCRAPE_EVERY_S = 15.0
 GUARD_OVER_S = 60  # what the share of missed budgets is taken over, as rate(...[1m]) does
 Metric = Literal["demand", "busy", "waiting", "rate", "missed"]
@@ -49,9 +50,9 @@ class Reading:
     """What a scrape told of a replica.
 
     ``demand``: ``scala_full_width_demand_ratio``. ``busy``: the share of the last 15 s in which the engine ran, which
-    takes all cores of a pod; ``waiting``: images in the queue, the mean of the last 15 s, which is more than a gauge that
-    is scraped can tell. ``rate``: requests/s, smoothed like ``demand``. ``missed``: the share of requests of the last
-    minute that were not answered in time, the refused included.
+    takes all cores of a pod; ``waiting``: images in the queue, the mean of the last 15 s, which is more than a gauge
+    that is scraped can tell. ``rate``: requests/s, smoothed like ``demand``. ``missed``: the share of requests of the
+    last minute that were not answered in time, the refused included.
     """
 
     at_s: float
@@ -191,7 +192,7 @@ def play(
     replicas: int,
     seed: int,
     timing: Timing = Timing(),
-    behaviour: Behaviour = Behaviour(most=16),
+    behaviour: Behaviour = SIXTEEN,
 ) -> Course:
     """A load, served by ``replicas`` servers that ``make`` makes, and then by as many as the signal wants.
 
@@ -216,11 +217,12 @@ class _Play:
     replicas: list[Replica] = field(default_factory=list)
     num_created: int = 0
     guarded: int = 0
+    num_lost: int = 0  # requests of a second in which nobody was ready
 
     def play(self) -> Course:
         balance, clock = default_rng([self.seed, 1]), default_rng([self.seed, 2])
         self.autoscaler, self.keda = Autoscaler(self.behaviour), Keda(self.signal.target)
-        sync_phase = int(clock.integers(SYNC_S))
+        sync_phase = int(clock.integers(int(SYNC_S)))
         wanted = self.num_first
         self._create(wanted, -CPU_WARM_UP_S)
         arrivals_s, deadlines_s = self.workload.arrivals_s, self.workload.deadlines_s
@@ -238,7 +240,8 @@ class _Play:
                 wanted = self._sync(now + STEP_S)
             told.append((*tally, paid, len(ready), wanted))
         arrived, in_time, worth, *counts = np.array(told, float).T
-        return Course(arrived[1:], in_time[1:], worth[1:], *(c[:-1] for c in counts), guarded=self.guarded)
+        paid_for, could, should = (count[:-1] for count in counts)
+        return Course(arrived[1:], in_time[1:], worth[1:], paid_for, could, should, self.guarded)
 
     def _create(self, count: int, now: float) -> None:
         for _ in range(count):
@@ -257,19 +260,15 @@ class _Play:
         until_s: float,
         balance: Generator,
     ) -> tuple[int, int, float]:
-        """Requests of a second that nobody is ready for are lost. What is told is of the second before."""
+        """What is told is of the second before, the requests that nobody was ready for included."""
+        lost, self.num_lost = self.num_lost, 0 if ready else len(arrivals_s)
         chosen = balance.integers(max(1, len(ready)), size=len(arrivals_s))
-        place = {id(replica): i for i, replica in enumerate(ready)}
-        lost, self._lost = getattr(self, "_lost", 0), 0 if ready else len(arrivals_s)
         tallies = []
         for replica in self.replicas:
-            mine = chosen == place.get(id(replica), -1)
+            mine = chosen == ready.index(replica) if replica in ready else np.zeros(len(chosen), np.bool_)
             tallies.append(replica.play(arrivals_s[mine].tolist(), deadlines_s[mine].tolist(), until_s))
-        return (
-            lost + sum(tally.arrived for tally in tallies),
-            sum(tally.in_time for tally in tallies),
-            sum(tally.worth for tally in tallies),
-        )
+        arrived, in_time, worth = (sum(getattr(tally, name) for tally in tallies) for name in Tally.__slots__)
+        return lost + arrived, in_time, worth
 
     def _scrape(self, second: int) -> None:
         now = STEP_S * second

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from server.simulation.autoscaler import SYNC_S, Behaviour
 from server.simulation.device import Machine, Neighbour, SimulatedDevice
 from server.simulation.experiment import warm_server
-from server.simulation.replicas import Course, Signal, play
+from server.simulation.replicas import SIXTEEN, Course, Signal, play
 from server.simulation.scenarios import GOLDEN
 from server.simulation.workload import Workload, make_workload, parse_budgets, read_timestamps
 
@@ -27,15 +27,15 @@ EVERY_S = 5  # of what is kept for a plot
 CLOSE = 0.02  # of replica-hours
 MOST_TRIES = 7
 FIRST_S = 30.0
-# Requests cost the simulator time, seconds cost none: the network is so many times as heavy as the one that was measured,
-# with budgets as many times as long, and a replica gets as many times fewer requests.
+# Requests cost the simulator time, seconds cost none: the network is so many times as heavy as the one that was
+# measured, with budgets as many times as long, and a replica gets as many times fewer requests.
 HEAVIER = 4.0
 BUDGETS, MIDDLE_BUDGET_S = "160-800", 0.48
 
 OUR_SIGNAL = Signal("full-width demand", "demand", TARGET, guard=GUARD)
 KEDA = replace(OUR_SIGNAL, name="the same through KEDA", source="keda")
 RIVALS = (
-    Signal("CPU utilisation", "busy", 0.85, source="cpu"),
+    Signal("CPU utilisation", "busy", 0.88, source="cpu"),
     Signal("queue length", "waiting", 1.0),
     Signal("requests/s", "rate", 22.0),
 )
@@ -87,11 +87,11 @@ def loads(recording: Path | None) -> list[Load]:
     """Without a ``recording`` of arrivals, the one that plays it is left out."""
     found = [
         Load("step", "on-off:1-3:180:60", 1.4, 240.0, step_s=60.0),
-        Load("ramp", "ramp:0.2-2", 1.6, 480.0),
-        Load("slow machines", "poisson", 1.4, 420.0, slowdown=1.8),
-        Load("day", "diurnal:1080", 1.6, 1080.0),
+        Load("ramp", "ramp:0.2-2", 1.6, 360.0),
+        Load("slow machines", "poisson", 1.4, 360.0, slowdown=1.8),
+        Load("day", "diurnal:720", 1.6, 720.0),
     ]
-    return found + [Load("trace", str(recording), 1.6, 900.0, is_recording=True)] * (recording is not None)
+    return found + [Load("trace", str(recording), 1.6, 600.0, is_recording=True)] * (recording is not None)
 
 
 def heavier(machine: Machine, factor: float = HEAVIER) -> Machine:
@@ -108,7 +108,7 @@ def full_width_rate(machine: Machine) -> float:
 # -- one run
 
 
-def run(machine: Machine, load: Load, signal: Signal, seed: int, behaviour: Behaviour = Behaviour(most=16)) -> Course:
+def run(machine: Machine, load: Load, signal: Signal, seed: int, behaviour: Behaviour = SIXTEEN) -> Course:
     """From as many replicas on as our signal wants for the load's first half minute, whatever the signal."""
     workload = _workload(machine, load, seed)
     first = np.searchsorted(workload.arrivals_s, FIRST_S) / FIRST_S / full_width_rate(machine)
@@ -140,8 +140,9 @@ def summary(course: Course, machine: Machine, load: Load) -> dict[str, Any]:
     """Figures of a run, and a few curves. ``debt``: accuracy lost against full width, over all arrivals, in points; the
     missed count as lost wholly. ``debt_of_the_served``: without them.
 
-    ``raised_syncs``: looks of the autoscaler from the load's step until more replicas were wanted; ``settled_s``: seconds
-    from the step until as many were ready as were ever wanted; ``debt_settled``: debt from then on. None: never.
+    ``raised_s``, ``raised_syncs``: seconds, and periods of the autoscaler begun, from the load's step until more
+    replicas were wanted; ``settled_s``: seconds from the step until as many were ready as were ever wanted;
+    ``debt_settled``: debt from then on. None: never.
     """
     full, served = float(machine.accuracy[-1]), course.in_time.sum()
     return {
@@ -162,15 +163,13 @@ def _after_step(course: Course, full: float, step_s: float) -> dict[str, float |
     at = int(step_s)
     raised = np.flatnonzero(course.wanted[at:] > course.wanted[at - 1])
     settled = np.flatnonzero(course.ready[at:] >= course.wanted.max())
-    if not raised.size or not settled.size:
-        return {"raised_syncs": None, "settled_s": None, "debt_settled": None}
+    raised_s = float(raised[0] + 1) if raised.size else None
+    told = {"raised_s": raised_s, "raised_syncs": None if raised_s is None else math.ceil(raised_s / SYNC_S)}
+    if raised_s is None or not settled.size:
+        return told | {"settled_s": None, "debt_settled": None}
     after = slice(at + int(settled[0]), None)
-    return {
-        "raised_s": float(raised[0] + 1),
-        "raised_syncs": math.ceil((raised[0] + 1) / SYNC_S),
-        "settled_s": float(settled[0]),
-        "debt_settled": 100 * (full - float(course.worth[after].sum() / course.arrived[after].sum())),
-    }
+    debt = 100 * (full - float(course.worth[after].sum() / course.arrived[after].sum()))
+    return told | {"settled_s": float(settled[0]), "debt_settled": debt}
 
 
 def _curves(course: Course, full: float) -> dict[str, list[float]]:
@@ -208,21 +207,24 @@ def compared(
     """The signal on the load, once a seed, as summaries; with ``goals``, replica-hours that each seed's target is tuned
     to, from the one before on."""
     found = []
-    for i, seed in enumerate(seeds):
+    for seed, goal in zip(seeds, goals or [None] * len(seeds), strict=True):
         courses: dict[float, Course] = {}
-
-        def hours(target: float, seed: int = seed, courses: dict[float, Course] = courses) -> float:
-            courses[target] = run(machine, load, replace(signal, target=target), seed)
-            return courses[target].replica_hours
-
-        target = signal.target
-        if goals is None:
-            hours(target)
+        hours = partial(_hours, courses, machine, load, signal, seed)
+        if goal is None:
+            hours(signal.target)
         else:
-            target = tuned(hours, goals[i], target)[-1][0]
-            signal = replace(signal, target=target)
-        found.append({"target": target, "tries": len(courses)} | summary(courses[target], machine, load))
+            signal = replace(signal, target=tuned(hours, goal, signal.target)[-1][0])
+        row = {"target": signal.target, "tries": len(courses)}
+        found.append(row | summary(courses[signal.target], machine, load))
     return found
+
+
+def _hours(
+    courses: dict[float, Course], machine: Machine, load: Load, signal: Signal, seed: int, target: float
+) -> float:
+    """Adds the run to ``courses``."""
+    courses[target] = run(machine, load, replace(signal, target=target), seed)
+    return courses[target].replica_hours
 
 
 def steady(machine: Machine, demand: float, seed: int, seconds: float = 60.0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Kubernetes' autoscaler and KEDA make of samples, step by step; expectations worked out from their descriptions."""
+"""What Kubernetes' autoscaler and KEDA make of samples, step by step, worked out from their descriptions."""
 
 from __future__ import annotations
 
