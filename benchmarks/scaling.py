@@ -1,9 +1,10 @@
 """Both control loops in simulated time: widths within each replica, and the number of replicas, by several signals.
 
 Kubernetes' autoscaler, scrapes every 15 s, replicas that take 20 s to be ready, a balancer that picks at random. On
-the day and the recorded trace each rival's target is tuned to our replica-hours, seed by seed; on the other loads it
-has the mean of the targets that the day needed. Needs no device, and no idle machine: nothing is measured. Run:
-``make simulate-scaling``. The last line is JSON. Results are kept in a folder, so that a run that was stopped goes on.
+the day, the bursts and the recorded trace each rival's target is tuned to our replica-hours, seed by seed; on the
+other loads it has the mean of the targets that the day needed. Needs no device, and no idle machine: nothing is
+measured. Run: ``make simulate-scaling``. The last line is JSON. Results are kept in a folder, so that a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -49,9 +50,8 @@ if TYPE_CHECKING:
 
 SOURCES = (*SIMULATED, *OUR_SERVER, *(f"server/simulation/{name}.py" for name in ("autoscaler", "replicas", "scaling")))
 DEMANDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0, 1.5, 2.25)
-TUNED_ON = "day"
-EQUAL_HOURS = (TUNED_ON, "trace")
-KEDA_ON = ("step", TUNED_ON)  # it differs only in how pods without a sample count
+EQUAL_HOURS = ("day", "bursts", "trace")  # the first of them that is played lends its targets to the other loads
+KEDA_ON = ("step", "bursts")  # it differs only in how pods without a sample count
 RECORDING = "traces/azure-llm-2023-conv.csv"
 Runs = list[dict[str, Any]]  # of a signal on a load, one a seed
 Found = dict[str, dict[str, Runs]]  # by load and signal
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SCALA_DATA_DIR", "../shared/data")))
     parser.add_argument("--accuracies", choices=("shipped", "published"), default="shipped")
-    parser.add_argument("--loads", nargs="*", metavar="NAME", help="only these, and the day; default: all")
+    parser.add_argument("--loads", nargs="*", metavar="NAME", help="only these; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="3 or more")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder for results and the plot")
     parser.add_argument("--jobs", type=int, default=max(1, int(available_cpus())), help="processes")
@@ -74,7 +74,9 @@ def main() -> None:
     if arguments.accuracies == "shipped":
         machine = with_checkpoint(machine, default_checkpoint())
     machine = heavier(machine)
-    played = [one for one in loads(recording) if one.name in (TUNED_ON, *(arguments.loads or [one.name]))]
+    played = [one for one in loads(recording) if one.name in (arguments.loads or [one.name])]
+    if not any(load.name in EQUAL_HOURS for load in played):
+        parser.error(f"name one of {', '.join(EQUAL_HOURS)} among the loads: targets are tuned on it")
     study = Study(arguments.out, arguments.jobs)
     campaign = Campaign(study, machine, tuple(range(arguments.seeds)))
     alone, found = campaign.alone(), campaign.compare(played)
@@ -106,7 +108,7 @@ class Campaign:
         ours = self._play([*mine, *((load, KEDA, None) for load in played if load.name in KEDA_ON)], "ours")
         goals = {load.name: tuple(run["replica_hours"] for run in ours[load.name][OUR_SIGNAL.name]) for load in played}
         rivals = self._play([(load, signal, goals[load.name]) for signal in RIVALS for load in tuned_on], "tuning")
-        targets = {name: fmean(run["target"] for run in runs) for name, runs in rivals[TUNED_ON].items()}
+        targets = {name: fmean(run["target"] for run in runs) for name, runs in rivals[tuned_on[0].name].items()}
         others = self._play(
             [
                 (load, replace(signal, target=targets[signal.name]), None)

@@ -40,7 +40,7 @@ from server.simulation.workload import Workload
 STEP_S = 1.0
 SIXTEEN = Behaviour(most=16)
 SCRAPE_EVERY_S = 15.0
-GUARD_OVER_S = 60  # what the share of missed budgets is taken over, as rate(...[1m]) does
+GUARD_OVER_S = 120  # what the share of missed budgets is taken over, as rate(...[2m]) does
 Metric = Literal["demand", "busy", "waiting", "rate", "missed"]
 Make = Callable[[], Server]
 
@@ -52,7 +52,7 @@ class Reading:
     ``demand``: ``scala_full_width_demand_ratio``. ``busy``: the share of the last 15 s in which the engine ran, which
     takes all cores of a pod; ``waiting``: images in the queue, the mean of the last 15 s, which is more than a gauge
     that is scraped can tell. ``rate``: requests/s, smoothed like ``demand``. ``missed``: the share of requests of the
-    last minute that were not answered in time, the refused included.
+    last two minutes that were not answered in time, the refused included.
     """
 
     at_s: float

@@ -21,7 +21,7 @@ from server.simulation.scenarios import GOLDEN
 from server.simulation.workload import Workload, make_workload, parse_budgets, read_timestamps
 
 TARGET = 0.75  # of full-width demand
-GUARD = 0.05  # of requests that miss their budgets: more replicas where it is twice that, whatever the demand says
+GUARD = 0.05  # of requests that miss their budgets: more replicas where it is more, whatever the demand says
 LEVEL_S = 10.0  # a recording's rate is taken over so long, of the time in which it is played
 EVERY_S = 5  # of what is kept for a plot
 CLOSE = 0.02  # of replica-hours
@@ -90,6 +90,7 @@ def loads(recording: Path | None) -> list[Load]:
         Load("ramp", "ramp:0.2-2", 1.6, 360.0),
         Load("slow machines", "poisson", 1.4, 360.0, slowdown=1.8),
         Load("day", "diurnal:720", 1.6, 720.0),
+        Load("bursts", "on-off:0.7-2.1:90:330", 1.4, 840.0),  # each begins when nobody is kept for the one before
     ]
     return found + [Load("trace", str(recording), 1.6, 600.0, is_recording=True)] * (recording is not None)
 
@@ -187,7 +188,10 @@ def _curves(course: Course, full: float) -> dict[str, list[float]]:
 
 def tuned(hours: Callable[[float], float], goal: float, guess: float) -> list[tuple[float, float]]:
     """Targets that were tried with the replica-hours that they came to; the last is the closest to ``goal``, within 2 %
-    unless seven tries did not find one. A higher target never needs more, but for chance."""
+    unless seven tries did not find one. A higher target never needs more, but for chance.
+
+    Until one is on either side, the next is higher by a power of the excess, at most twofold; then halfway between.
+    """
     tried: list[tuple[float, float]] = []
     target, low, high = guess, 0.0, math.inf  # too many replicas at ``low``, too few at ``high``
     for _ in range(MOST_TRIES):
@@ -196,8 +200,8 @@ def tuned(hours: Callable[[float], float], goal: float, guess: float) -> list[tu
         if abs(excess - 1) <= CLOSE:
             break
         low, high = (target, high) if excess > 1 else (low, target)
-        between = low > 0 and high < math.inf
-        target = math.sqrt(low * high) if between else target * min(2.0, max(0.5, excess**1.5))
+        bracketed = low > 0 and high < math.inf
+        target = math.sqrt(low * high) if bracketed else target * min(2.0, max(0.5, excess**1.5))
     return sorted(tried, key=lambda entry: -abs(entry[1] / goal - 1))
 
 
