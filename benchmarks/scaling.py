@@ -162,7 +162,7 @@ def mean(runs: Runs, figure: str) -> float:
 
 
 def show(machine: Machine, played: Sequence[Load], alone: Runs, found: Found) -> None:
-    console = Console(width=160)
+    console = Console(width=200)
     console.print(machine.about)
     table = Table("full-width demand of one replica", "points lost", "in time, %", title="one replica alone")
     for run in alone:

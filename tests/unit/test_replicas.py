@@ -68,16 +68,18 @@ def test_replicas_that_leave_are_paid_for_until_they_are_gone() -> None:
 
 
 def test_nobody_is_asked_who_is_not_ready() -> None:
-    """All have left: their requests are lost, and counted."""
+    """There is no replica at first: requests are lost until the one that must be there is ready, and counted."""
     workload = load("poisson", 20.0, 40.0)
-    gone = course(workload, follow("demand", 0.75), 1, Behaviour(least=0, down_window_s=0))
-    assert gone.arrived.sum() == len(workload)
-    late = course(workload, Signal("missed", "missed", 0.05), 0)
-    assert (late.arrived.sum(), late.in_time.sum()) == (len(workload), 0)
+    found = course(workload, follow("demand", 0.75), 0)
+    assert found.arrived.sum() == len(workload)
+    first = int(np.flatnonzero(found.ready)[0])
+    assert 5 < first < 25
+    assert found.in_time[:first].sum() == 0
+    assert found.in_time[first:].sum() == pytest.approx(found.arrived[first:].sum())
 
 
 def test_the_guard_wants_more_where_budgets_are_missed_and_the_signal_does_not() -> None:
-    overloaded = load("poisson", 400.0, 60.0)
+    overloaded = load("poisson", 320.0, 40.0)
     blind = Signal("blind", "demand", 1000.0)
     assert course(overloaded, blind, 1, Behaviour(most=6)).wanted.max() == 1
     guarded = course(overloaded, Signal("blind", "demand", 1000.0, guard=0.05), 1, Behaviour(most=6))
