@@ -201,7 +201,7 @@ def draw(path: Path, played: Sequence[Load], found: Found) -> None:
     """Ready replicas and accuracy lost over time, of the first seed: a line a signal, a row a load."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 2.2 * len(played) + 0.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(10, 1.9 * len(played) + 0.6), dpi=80, layout="constrained")
     grid = figure.subplots(len(played), 2, squeeze=False)
     for load, (replicas, debt) in zip(played, grid, strict=True):
         for signal, runs in found[load.name].items():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import scaling
-from server.simulation.scaling import KEDA, OUR_SIGNAL, RIVALS
+from server.simulation.scaling import KEDA, OUR_SIGNAL, RIVALS, steady
 from server.simulation.study import Job
 
 
@@ -20,7 +20,7 @@ def told(job: Job) -> Any:
     figures = {"replica_hours": 1.0, "debt": 0.5, "debt_of_the_served": 0.4, "attainment": 0.99, "most_ready": 4}
     steps = {"raised_s": 14.0, "raised_syncs": 1, "settled_s": None, "debt_settled": None}
     curves = {"curves": {"ready": [1.0, 2.0], "debt": [0.0, 1.0], "rate": [5.0, 5.0]}}
-    if job.function is scaling.steady:
+    if job.function is steady:
         return figures | {"demand": job.arguments[1]} | curves
     _, load, signal, seeds, goals = job.arguments
     assert goals is None or goals == tuple(1.0 + seed for seed in seeds), "our replica-hours, seed by seed"
