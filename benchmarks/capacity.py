@@ -3,8 +3,8 @@
     python -m benchmarks.capacity [--checkpoint DIR] [--cores N ...] [--rounds N] [--seconds S] [--markdown FILE.md]
 
 A server for each number of cores, pinned to as many, with as many engine threads. wrk has sixteen callers in closed
-loop that pin a width (``X-Width``) and all send the same JPEG of 64 px. Servers and widths take turns, every other round
-backwards, and who has none is halted. wrk runs on the machine's last core, which the largest server has, too.
+loop that pin a width (``X-Width``) and all send the same JPEG of 64 px. Servers and widths take turns, every other
+round backwards, and who has none is halted. wrk runs on the machine's last core, which the largest server has, too.
 Latencies of a batch are the server's own, from ``/v1/model`` after the load.
 
 Two minutes and a half on two cores, with the checkpoint that comes with the package. Needs wrk.
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.markdown:
             setting = setting_of("benchmarks.capacity", given, PACKAGES, config, options.checkpoint)
             facts = [
-                f"Load: wrk on the last core, {CALLERS} callers in closed loop, one JPEG of 64 px, {len(noise()):,} bytes. "
-                f"{options.rounds} rounds of {options.seconds} s, medians of them.",
+                f"Load: wrk on the last core, {CALLERS} callers in closed loop, one JPEG of 64 px "
+                f"({len(noise()):,} bytes). {options.rounds} rounds of {options.seconds} s, medians of them.",
             ]
             text = dated_file(f"{title}, {cpu_name()}", setting, facts, table(measured.rows), measured.sentences())
             options.markdown.write_text(text, encoding="utf-8")
