@@ -8,7 +8,7 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help install serve test test-browser test-deploy lint bench-engine bench-agreement bench-peers bench-adaptive \
-  simulate simulate-full format lock clean
+  bench-capacity simulate simulate-full format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench-peers: $(VENV)/.dev ## Measure the server beside others with the same engi
 
 bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 14 minutes on an idle machine
 	$(BIN)/python -m benchmarks.adaptive $(ARGS)
+
+bench-capacity: $(VENV)/.dev ## Measure what one replica serves, by cores and width: 3 minutes, idle machine, needs wrk
+	$(BIN)/python -m benchmarks.capacity $(ARGS)
 
 simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 10 minutes
 	$(BIN)/scala-serve simulate $(ARGS)

@@ -51,7 +51,7 @@ class Row:
 
     def middle(self, figure: str) -> float:
         """The median of the rounds."""
-        return median(getattr(turn, figure) for turn in self.turns)
+        return float(median(getattr(turn, figure) for turn in self.turns))
 
     def cells(self) -> list[str]:
         rates = [turn.rate for turn in self.turns]
