@@ -11,7 +11,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0
 MAX_ID_CHARS = 118  # of a request in an exemplar, whose names and values may have 128 together, by OpenMetrics, ...
 TRACE_CHARS = 40  # ... of which a trace takes so many
 _PLAIN_ID = re.compile(r"[!#-\[\]-~]+")  # what stands in an exemplar as it is: some parsers choke on an escaped quote
-OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "cancelled")
+OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "failed", "cancelled")
 
 
 class Metrics:

@@ -155,7 +155,7 @@ def test_what_they_ask_for_is_exported(exported: set[str], rules: dict[str, Any]
     assert asked == [{DEMAND}, {"scala_budget_total"}] * 2
     assert set().union(*asked) <= exported
     outcomes = [[set(found.split("|")) for found in re.findall(r'outcome=~"(.*?)"', query)] for query in queries]
-    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met"}, set(OUTCOMES) - NEITHER]] * 2
+    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met", "failed"}, set(OUTCOMES) - NEITHER]] * 2
 
 
 def test_keda_asks_for_the_overlays_namespace(manifests: dict[str, list[Object]], scaled_object: Object) -> None:

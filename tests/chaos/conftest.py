@@ -1,0 +1,101 @@
+"""What the attacks came to, told when all have run: a table of faults and, as the last line, one object of JSON.
+
+``--reliability FILE.md`` writes the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.service.service_process import draw_photos
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break the server, what callers saw of it, and how soon the server was well again."""
+
+    name: str
+    seen: str
+    recovery_s: float | None  # None where leaving is right, and the supervisor starts another
+    test: str
+
+
+@dataclass
+class Tally:
+    """Counts over the whole run. A request is lost when it had no answer, or one that nobody could foresee."""
+
+    test: str = ""
+    num_inputs: int = 0
+    num_requests: int = 0
+    num_lost: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    rss_slopes: list[float] = field(default_factory=list)  # MiB per 10,000 requests, after the first 10,000
+
+    def inputs(self, count: int) -> None:
+        self.num_inputs += count
+
+    def requests(self, count: int, lost: int = 0) -> None:
+        self.num_requests += count
+        self.num_lost += lost
+
+    def fault(self, name: str, seen: str, recovery_s: float | None) -> None:
+        self.faults.append(Fault(name, seen, recovery_s, self.test))
+
+    def rss_slope(self, mib_per_10k_requests: float) -> None:
+        self.rss_slopes.append(mib_per_10k_requests)
+
+    def as_json(self) -> str:
+        recoveries = [fault.recovery_s for fault in self.faults if fault.recovery_s is not None]
+        figures = {
+            "inputs": self.num_inputs,
+            "faults": len(self.faults),
+            "requests": self.num_requests,
+            "requests_lost": self.num_lost,
+            "worst_recovery_s": round(max(recoveries), 2) if recoveries else None,
+            "rss_mib_per_10k_requests": round(max(self.rss_slopes), 2) if self.rss_slopes else None,
+        }
+        return json.dumps(figures)
+
+    def as_markdown(self) -> str:
+        lines = ["| fault | what the caller saw | well again after | test |", "|---|---|---|---|"]
+        for fault in self.faults:
+            after = "leaves" if fault.recovery_s is None else f"{fault.recovery_s:.1f} s"
+            lines.append(f"| {fault.name} | {fault.seen} | {after} | `{fault.test}` |")
+        return "\n".join(lines) + "\n"
+
+
+TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, metavar="FILE.md", help="write the table of faults")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TALLY] = Tally()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    tally = config.stash[TALLY]
+    if tally.faults or tally.num_inputs or tally.num_requests:
+        table = tally.as_markdown()
+        if path := config.getoption("--reliability"):
+            path.write_text(table, encoding="utf-8")
+        print(f"\n{table}\n{tally.as_json()}", flush=True)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """The run's one tally, which knows the test that adds to it."""
+    tally = request.config.stash[TALLY]
+    tally.test = request.node.nodeid.removeprefix("tests/chaos/")
+    return tally
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[bytes]:
+    return draw_photos(40)
