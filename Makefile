@@ -9,7 +9,8 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers \
-  bench-adaptive bench-capacity bench-cold-start simulate simulate-full format lock lock-image image image-cuda clean
+  bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
+  image-cuda clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 1
 
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
+
+simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: 10 minutes
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
 	$(BIN)/python -m pytest -q tests/chaos $(ARGS)

@@ -118,7 +118,7 @@ def test_the_adapter_has_every_metric_that_the_autoscaler_asks_for(autoscaler: O
 
 def test_keda_scales_like_the_autoscaler(autoscaler: Object, scaled_object: Object) -> None:
     targets = [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"]]
-    assert [float(trigger["metadata"]["threshold"]) for trigger in scaled_object["triggers"]] == targets
+    assert [int(trigger["metadata"]["threshold"]) / 100 for trigger in scaled_object["triggers"]] == targets
     assert scaled_object["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == autoscaler["behavior"]
     limits = (autoscaler["minReplicas"], autoscaler["maxReplicas"])
     assert (scaled_object["minReplicaCount"], scaled_object["maxReplicaCount"]) == limits
@@ -181,7 +181,7 @@ def test_keda_gets_one_series_which_is_their_sum(
     scaled_object: Object, trigger: int, metric: str, tmp_path: Path
 ) -> None:
     query = scaled_object["triggers"][trigger]["metadata"]["query"]
-    assert gives(query, {"{}": sum(OF_EACH[metric].values())}, tmp_path)
+    assert gives(query, {"{}": 100 * sum(OF_EACH[metric].values())}, tmp_path)
     assert not gives(query, {"{}": 0.0}, tmp_path)
 
 
