@@ -9,7 +9,8 @@ PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers \
-  bench-adaptive bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image image-cuda clean
+  bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
+  image-cuda clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ bench-peers: $(VENV)/.dev ## Measure the server beside others with the same engi
 
 bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 14 minutes on an idle machine
 	$(BIN)/python -m benchmarks.adaptive $(ARGS)
+
+bench-capacity: $(VENV)/.dev ## Measure what one replica serves, by cores and width: 3 minutes, idle machine, needs wrk
+	$(BIN)/python -m benchmarks.capacity $(ARGS)
 
 bench-cold-start: $(VENV)/.dev ## Time a new replica's first answer, alone and beside a busy one: 1 minute, idle machine
 	$(BIN)/python -m benchmarks.cold_start $(ARGS)

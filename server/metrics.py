@@ -71,7 +71,9 @@ class Metrics:
         self.decision_log_dropped = Counter(
             "scala_decision_log_dropped", "Decisions that are missing from the decision log", registry=registry
         )
-        self.model_info = Gauge("scala_model_info", "The checkpoint", ["name", "sha256"], registry=registry)
+        self.model_info = Gauge(
+            "scala_model_info", "The model's name and its weights", ["name", "sha256"], registry=registry
+        )
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
         # Finding what labels stand for takes 4 µs, at eight places on a request's way. They are few, and kept anyway.
         counters = self.requests, self.budget, self.width_selected, self.engine_seconds, self.batches

@@ -55,6 +55,7 @@ _MODEL = {
 }
 _SETTINGS = EffectiveSettings(
     checkpoint=Path("checkpoints", NAME),
+    model_name=NAME,
     engine="openvino 2026.4.1 bf16",
     device="AMD EPYC",
     num_threads=1,
