@@ -36,7 +36,7 @@ from server.errors import RequestError
 from server.gpu import GpuCollector
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
-from server.load_monitor import LoadMonitor
+from server.load_monitor import DEMAND_TAU_S, DecayingRate, LoadMonitor
 from server.machine import MachineReader, memory_limit_bytes
 from server.metrics import Metrics
 from server.planner import Planner
@@ -283,16 +283,21 @@ def _note_failure(services: Services, task: asyncio.Task[None]) -> None:
 
 
 async def _watch(services: Services, engine: Engine, machine: MachineReader) -> None:
-    """Look at the machine and at the event loop's lag, a few times a second."""
+    """Look at the machine and at the event loop, in whose thread this runs, a few times a second."""
     gauge = services.metrics.gauge
     cpu_load = gauge("cpu_load_ratio", "Share of all cores that is busy")
     throttled = gauge("cpu_throttled_ratio", "Share of scheduling periods in which the cgroup was throttled")
     memory = gauge("memory_bytes", "Resident memory of the process")
     lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
+    loop_busy = gauge("event_loop_busy_ratio", "Share of one core that the event loop's thread takes, smoothed")
+    used, used_s = DecayingRate(DEMAND_TAU_S), time.thread_time()
     while True:
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
         lag.set(max(0.0, time.monotonic() - due))
+        used.add(time.thread_time() - used_s, time.monotonic())
+        used_s = time.thread_time()
+        loop_busy.set(used.value(time.monotonic()))
         try:
             sample = machine.sample()
         except (OSError, psutil.Error):  # telemetry must not end the server
