@@ -53,7 +53,7 @@ simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 1
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
 
-simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: 10 minutes
+simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: goes on where it was stopped
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
