@@ -11,6 +11,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,8 @@ class Ran:
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """A batch in the device's hands. ``patience_s``: what it may take; ``limit`` ends the wait for it at ``until``."""
+    """A batch in the device's hands. ``patience_s``: what it may take; ``limit`` rings at ``until``, when half of that
+    is over, and again at its end."""
 
     median_s: float
     p99_s: float
@@ -54,6 +56,7 @@ class Errand:
     idle_s: float = 0.0
     running: asyncio.Future[tuple[Probabilities, float, float]] = field(init=False)
     limit: asyncio.Timeout | None = None
+    half_over: bool = False
 
 
 class Device:
@@ -99,9 +102,7 @@ class Device:
         now = time.monotonic()
         if not self._in_hand:
             self._began = now
-        # The wait for what runs before is not taken for a hang: it counts anew from its end.
-        ahead_s = sum(errand.patience_s for errand in self._in_hand)
-        errand = Errand(median_s, p99_s, patience_s, now if since is None else since, now + ahead_s + patience_s)
+        errand = Errand(median_s, p99_s, patience_s, now if since is None else since, self._half(patience_s))
         errand.running = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self.engine, pixels, width)
         errand.running.add_done_callback(lambda _: self._ran(errand))
         self._in_hand.append(errand)
@@ -111,19 +112,39 @@ class Device:
     async def result(self, errand: Errand) -> Ran:
         """Raises EngineHung, or what the engine raises."""
         try:
-            async with asyncio.timeout(errand.until - time.monotonic()) as errand.limit:
-                probabilities, began, ended = await asyncio.shield(errand.running)
+            probabilities, began, ended = await self._end_of(errand)
         except TimeoutError:
             if self._lifecycle.failed is None:
                 self._lifecycle.fail(f"no answer in {errand.patience_s:.1f} s")
                 for other in self._in_hand:  # which would wait in vain
-                    if other is not errand and other.limit is not None:
+                    if other is not errand and other.limit is not None and not other.limit.expired():
                         other.limit.reschedule(0)
             raise EngineHung(self._lifecycle.failed) from None
         finally:
             errand.limit = None  # nobody waits any more, though it may not have been run, or settled, yet
             self.places.release()
         return Ran(probabilities, began, ended, errand.idle_s)
+
+    async def _end_of(self, errand: Errand) -> tuple[Probabilities, float, float]:
+        """Raises TimeoutError when both halves of its patience are over.
+
+        Two, because a process that was held still (a paused container, a machine that is moved) finds its timers
+        overdue before its engine has had its turn. That costs the half in which it was; the engine has the other.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(errand.until - time.monotonic()) as errand.limit:
+                    return await asyncio.shield(errand.running)
+            except TimeoutError:
+                if errand.half_over or self._lifecycle.failed is not None:
+                    raise
+                errand.half_over, errand.until = True, self._half(errand.patience_s, errand)
+
+    def _half(self, patience_s: float, errand: Errand | None = None) -> float:
+        """When half of a batch's patience will be over, behind all of that of what runs before: the wait for that is
+        not taken for a hang. It counts anew from its end."""
+        ahead = takewhile(lambda other: other is not errand, self._in_hand)
+        return time.monotonic() + sum(other.patience_s for other in ahead) + patience_s / 2
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -136,9 +157,9 @@ class Device:
             errand.idle_s = began - max(errand.since, self._ended)
             self._ended = self._began = ended
         for following in self._in_hand:
-            following.until = time.monotonic() + following.patience_s
-            if following.limit is not None:
-                following.limit.reschedule(asyncio.get_running_loop().time() + following.patience_s)
+            following.half_over, following.until = False, time.monotonic() + following.patience_s / 2
+            if following.limit is not None and not following.limit.expired():
+                following.limit.reschedule(asyncio.get_running_loop().time() + following.patience_s / 2)
         self._foresee()
 
     def _foresee(self) -> None:

@@ -47,9 +47,17 @@ class Running:
 
 @contextmanager
 def serving(
-    log: Path, *, command: Sequence[str] = ("-m", "server", "serve"), port: int = 0, **settings: str
+    log: Path,
+    *,
+    command: Sequence[str] = ("-m", "server", "serve"),
+    within: Sequence[str] = (),
+    port: int = 0,
+    **settings: str,
 ) -> Iterator[Running]:
-    """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs."""
+    """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs.
+
+    ``within`` is a command that becomes the one it is given, such as ``taskset -c 0``.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = port or probe.getsockname()[1]
@@ -57,7 +65,8 @@ def serving(
     environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
+        words = [*within, sys.executable, *command]
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             yield Running(process, port, http)

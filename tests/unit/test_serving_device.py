@@ -179,3 +179,36 @@ def test_a_hang_is_told_by_its_own_patience_and_not_by_that_of_what_ran_before()
         assert clock.now - start == pytest.approx(2.04)
 
     run(scenario)
+
+
+def test_a_process_that_was_held_still_gives_its_engine_the_time_it_did_not_have() -> None:
+    """Five seconds pass for nobody: neither for the event loop, whose timers are overdue then, nor for the engine."""
+
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        usual, desk.device.engine.seconds = desk.device.engine.seconds, lambda width, images: 5.04  # type: ignore[attr-defined]
+        errands = [await desk.hand_over()]
+        desk.device.engine.seconds = usual  # type: ignore[attr-defined]
+        errands.append(await desk.hand_over())
+        waiting = asyncio.create_task(desk.runs(*errands))
+        await asyncio.sleep(0.01)
+        clock.spend(5.0)
+        first, second = await waiting
+        assert (first.ended - start, second.ended - start) == pytest.approx((5.04, 5.08))
+        assert desk.lifecycle.failed is None
+
+    run(scenario)
+
+
+def test_who_was_held_still_is_not_waited_for_twice() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        desk.device.engine.seconds = lambda width, images: float("inf")  # type: ignore[attr-defined]
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        waiting = asyncio.gather(*map(desk.device.result, errands), return_exceptions=True)
+        await asyncio.sleep(0.01)
+        clock.spend(5.0)
+        assert [type(error) for error in await waiting] == [EngineHung] * 2
+        assert clock.now - start == pytest.approx(5.01 + 1.0)
+
+    run(scenario)
