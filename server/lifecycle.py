@@ -47,7 +47,7 @@ class Lifecycle:
 
     def why_not_ready(self) -> str:
         if self.failed is not None:
-            return f"the engine failed: {self.failed}"
+            return "the engine failed, as its log tells"
         return "draining" if self.draining else "starting: the first widths are being warmed"
 
     def check_serving(self) -> None:
@@ -113,6 +113,7 @@ def run(settings: Settings) -> NoReturn:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ws="none",  # nothing here speaks it, and the library logs all headers at debug level, keys included
         log_config=None,
         timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
         timeout_graceful_shutdown=1,

@@ -312,6 +312,24 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | 
     assert line.startswith(f"environment SCALA_CONFIG is '{path}'; it must be a readable TOML file (")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hunter2",
+        b"password: hunter2",
+        b'tls_key_password = "hunter2',
+        b'tls_key_pasword = "hunter2"',
+        b'tls_key_password = { is = "hunter2" }',
+        b'tls_key_password = "hunter2"',
+        b"\xffhunter2",
+    ],
+    ids=["text", "yaml", "open quote", "wrong name", "wrong type", "without a certificate", "no utf-8"],
+)
+def test_what_stands_in_a_file_that_is_refused_is_not_repeated(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "secret.toml").write_bytes(content)
+    assert "hunter2" not in "".join(problems(environ={"SCALA_CONFIG": str(tmp_path / "secret.toml")}))
+
+
 def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
     assert "must be a readable TOML file" in problem({}, {"SCALA_CONFIG": str(tmp_path)})
 
