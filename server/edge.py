@@ -122,7 +122,7 @@ def outcome_of(error: Exception) -> str | None:
 
 
 class _Exchange:
-    """One response on its way out: adds the request id, remembers the status, closes connections while leaving."""
+    """One response on its way out: adds what all have, remembers the status, closes connections while leaving."""
 
     def __init__(self, send: Send, request_id: str, lifecycle: Lifecycle) -> None:
         self._send, self._request_id, self._lifecycle = send, request_id, lifecycle
@@ -133,6 +133,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._request_id
+            headers["X-Content-Type-Options"] = "nosniff"  # nobody shall take an answer for a page
             if self._lifecycle.draining or self._lifecycle.failed is not None:
                 headers["Connection"] = "close"
         await self._send(message)
