@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -62,10 +63,31 @@ class Lifecycle:
 class Server(uvicorn.Server):
     """uvicorn, leaving in the order above instead of closing its door first."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, grace_s: float, timeout_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: Settings) -> None:
         super().__init__(config)
-        self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
+        self._lifecycle, self._admin = lifecycle, settings.admin
+        self._grace_s, self._timeout_s = settings.drain_grace_s, settings.drain_timeout_s
         self._leaving: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen for the API and, where it has an address of its own, for administration."""
+        await super().startup(sockets)
+        if self._admin is None:
+            return
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            state, app_state = self.server_state, self.lifespan.state
+            return config.http_protocol_class(config=config, server_state=state, app_state=app_state)  # type: ignore[call-arg]
+
+        host, port = self._admin
+        try:
+            self.servers.append(await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog))
+        except OSError as error:
+            log.error("admin_address: %s", error)
+            await self.lifespan.shutdown()
+            raise SystemExit(1) from None
+        log.info("administration at %s port %d", host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal arrived, in the main thread, between two steps of the event loop."""
@@ -119,7 +141,7 @@ def run(settings: Settings) -> NoReturn:
         timeout_graceful_shutdown=1,
         **https,
     )
-    server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    server = Server(config, services.lifecycle, settings)
     code = 0
     try:
         server.run()

@@ -1,4 +1,4 @@
-"""Secrets stay out of everything that a server writes, at its most talkative, whatever way they came in."""
+"""Secrets stay out of all that a server writes, and administration out of its callers' reach."""
 
 from __future__ import annotations
 
@@ -101,3 +101,36 @@ def test_the_password_of_the_tls_key_is_told_to_nobody(tmp_path: Path) -> None:
     assert '"tls_key_password":"**********"' in told[0]
     assert "ready" in (log := (tmp_path / "log").read_text())
     assert not [text for text in (*told, log) if PASSWORD in text]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_administration_listens_at_an_address_of_its_own(tmp_path: Path, photos: list[bytes]) -> None:
+    port = free_port()
+    with (
+        serving(tmp_path / "log", ADMIN_ADDRESS=f"127.0.0.2:{port}") as running,
+        httpx.Client(base_url=f"http://127.0.0.2:{port}") as admin,
+    ):
+        running.wait_ready()
+        assert running.http.post("/v1/classify", content=photos[0]).status_code == 200
+        for path in ("/", "/docs", "/metrics", "/v1/settings", "/v1/events", "/v2/models/stats"):
+            assert running.http.get(path).status_code == 404, path
+        assert 'scala_requests_total{route="/v1/classify",status="200"} 1.0' in admin.get("/metrics").text
+        assert admin.get("/v1/settings").json()["admin_address"] == f"127.0.0.2:{port}"
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        running.process.terminate()
+        assert running.process.wait(timeout=60) == 0
+
+
+def test_an_address_that_is_taken_ends_the_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serving(tmp_path / "log", ADMIN_ADDRESS=f"127.0.0.1:{port}") as running:
+            assert running.process.wait(timeout=60) == 1
+    assert "admin_address: " in (tmp_path / "log").read_text()

@@ -41,6 +41,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert Settings.load({}, {}).model_dump() == {
         "host": "127.0.0.1",
         "port": 8000,
+        "admin_address": None,
         "workers": 1,
         "log_level": "info",
         "log_format": "text",
@@ -93,6 +94,7 @@ def test_every_setting_can_be_given_as_text() -> None:
     given = {
         "host": "::1",
         "port": "0",
+        "admin_address": "[::1]:9000",
         "workers": "1",
         "log_level": "DEBUG",
         "log_format": "json",
@@ -173,6 +175,10 @@ def test_every_setting_is_described() -> None:
         *(("engine", value) for value in ("onnx", "cuda-graphs", "Torch", 1)),
         *(("device", value) for value in ("gpu", "cuda:0")),
         *(("host", value) for value in (" ", "a b", "http://x", "[::1]", 1)),
+        *(
+            ("admin_address", value)
+            for value in ("9000", ":9000", "::1:9000", "a:0", "a:65536", "a:9/", "http://a:9", "a: 9", "a:٣", 9000)
+        ),
         ("checkpoint", 1),
         ("profile_dir", 1),
         ("decision_log", 1),
@@ -231,6 +237,7 @@ def test_a_secret_is_shown_nowhere(toml: Callable[[str], dict[str, str]]) -> Non
     ("flags", "words"),
     [
         ({"rate_limit": "1/second"}, "it needs api_keys_file"),
+        ({"port": 9000, "admin_address": "127.0.0.1:9000"}, "a port of its own"),
         ({"tls_cert": "c"}, "set both or neither"),
         ({"tls_key": "k"}, "set both or neither"),
         ({"tls_client_ca": "a"}, "need tls_cert and tls_key"),
@@ -239,6 +246,19 @@ def test_a_secret_is_shown_nowhere(toml: Callable[[str], dict[str, str]]) -> Non
 )
 def test_settings_that_need_each_other_are_refused_alone(flags: dict[str, object], words: str) -> None:
     assert words in problem(flags)
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("127.0.0.1:9000", "127.0.0.1", 9000),
+        ("[fe80::1%eth0]:9", "fe80::1%eth0", 9),
+        ("localhost:65535", "localhost", 65535),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, host: str, port: int) -> None:
+    assert Settings(admin_address=address).admin == (host, port)
+    assert Settings().admin is None
 
 
 def test_origins_may_be_a_list_in_a_file(toml: Callable[[str], dict[str, str]]) -> None:
