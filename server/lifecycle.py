@@ -63,10 +63,18 @@ class Lifecycle:
 class Server(uvicorn.Server):
     """uvicorn, leaving in the order above instead of closing its door first."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: Settings) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        *,
+        grace_s: float,
+        timeout_s: float,
+        admin: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__(config)
-        self._lifecycle, self._admin = lifecycle, settings.admin
-        self._grace_s, self._timeout_s = settings.drain_grace_s, settings.drain_timeout_s
+        self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
+        self._admin = admin
         self._leaving: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -141,7 +149,8 @@ def run(settings: Settings) -> NoReturn:
         timeout_graceful_shutdown=1,
         **https,
     )
-    server = Server(config, services.lifecycle, settings)
+    grace_s, timeout_s = settings.drain_grace_s, settings.drain_timeout_s
+    server = Server(config, services.lifecycle, grace_s=grace_s, timeout_s=timeout_s, admin=settings.admin)
     code = 0
     try:
         server.run()
