@@ -1,5 +1,6 @@
 # For people and CI alike. Every target works on a clean checkout: what it needs is installed into .venv first.
 PYTHON ?= python3
+DOCKER ?= docker
 ARGS   ?=
 VENV   := .venv
 
@@ -7,8 +8,9 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers bench-adaptive \
-  simulate simulate-full format lock clean
+.PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers \
+  bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
+  image-cuda clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +41,20 @@ bench-peers: $(VENV)/.dev ## Measure the server beside others with the same engi
 bench-adaptive: $(VENV)/.dev ## Compare policies live, on labelled images (SCALA_DATA_DIR): 14 minutes on an idle machine
 	$(BIN)/python -m benchmarks.adaptive $(ARGS)
 
+bench-capacity: $(VENV)/.dev ## Measure what one replica serves, by cores and width: 3 minutes, idle machine, needs wrk
+	$(BIN)/python -m benchmarks.capacity $(ARGS)
+
+bench-cold-start: $(VENV)/.dev ## Time a new replica's first answer, alone and beside a busy one: 1 minute, idle machine
+	$(BIN)/python -m benchmarks.cold_start $(ARGS)
+
 simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 10 minutes
 	$(BIN)/scala-serve simulate $(ARGS)
 
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
+
+simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: 10 minutes
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
 	$(BIN)/python -m pytest -q tests/chaos $(ARGS)
@@ -66,6 +77,29 @@ lock: ## Write the newest versions that fit into constraints.txt (torch stays: e
 	   .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > .venv-lock/new
 	mv .venv-lock/new constraints.txt
 	rm -rf .venv-lock
+
+# `--universal`: one file for x86-64 and Arm. Versions are those of constraints.txt; what is not in there, CUDA for one,
+# stays as it is locked, until its line is deleted or ARGS="--upgrade" asks for the newest.
+LOCK_IMAGE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-annotate \
+  --custom-compile-command "make lock-image" --constraints constraints.txt
+
+lock-image: ## Write what the container images install, with hashes, into deploy/image
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --quiet install uv
+	echo 'hatchling' | $(LOCK_IMAGE) $(ARGS) --output-file deploy/image/build.txt -
+	$(LOCK_IMAGE) $(ARGS) --extra cpu --extra rate-limit --extra tracing --output-file deploy/image/cpu.txt pyproject.toml
+	$(LOCK_IMAGE) $(ARGS) --extra torch --extra rate-limit --extra tracing --output-file deploy/image/cuda.txt pyproject.toml
+	rm -rf .venv-lock
+
+VERSION   := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE_ARGS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD)
+
+image: ## Build the CPU container image; DOCKER=podman builds with another, ARGS="--push" adds flags
+	$(DOCKER) build --target cpu --tag scala-serve:$(VERSION) $(IMAGE_ARGS) $(ARGS) .
+
+image-cuda: ## Build the image for NVIDIA GPUs
+	$(DOCKER) build --target cuda --tag scala-serve:$(VERSION)-cuda $(IMAGE_ARGS) $(ARGS) .
 
 clean: ## Remove .venv, caches and builds
 	rm -rf $(VENV) .venv-lock dist build .mypy_cache .pytest_cache .ruff_cache

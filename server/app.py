@@ -102,7 +102,7 @@ def assemble(
     planner = _planner(settings, policy, fixed, profile, monitor, decision_log)
     num_decoders = max(1, int(machine.cpus))
     services = Services(
-        settings=_effective(settings, engine),
+        settings=_effective(settings, checkpoint, engine),
         checkpoint=replace(checkpoint, weights={}),  # the engine's alone, to be freed once it has made its own of them
         lifecycle=lifecycle,
         metrics=metrics,
@@ -156,7 +156,7 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
     for kind in (RequestError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     gate = Gate.of(settings)
-    name, widths = services.checkpoint.card["name"], [*map(float, services.measured_accuracy)]
+    name, widths = services.settings.model_name, [*map(float, services.measured_accuracy)]
     document(app, model=name, num_classes=len(services.labels), widths=widths, keys=gate is not None)
     hot: dict[tuple[str, str], tuple[str, Endpoint]] = {
         ("POST", path): (route, oip.infer) for path, route in oip.infer_paths(name).items()
@@ -165,10 +165,11 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
     return _for_pages_of(settings.cors_origins, Edge(app, services, hot, gate))
 
 
-def _effective(settings: Settings, engine: Engine) -> EffectiveSettings:
+def _effective(settings: Settings, checkpoint: Checkpoint, engine: Engine) -> EffectiveSettings:
     """What was left to the machine and the package, filled in."""
     found = {
         "checkpoint": settings.checkpoint or default_checkpoint(),
+        "model_name": settings.model_name or checkpoint.card["name"],
         "engine": engine.name,
         "device": engine.device,
         "num_threads": engine.threads,
@@ -328,6 +329,6 @@ def _export(services: Services, engine: Engine) -> None:
     for width in services.profile.widths:  # so that a rate sees the first image at a width
         services.metrics.width_selected.labels(str(width))
     services.metrics.gauge("start_time_seconds", "When the server started, since 1970").set(time.time())
-    card = services.checkpoint.card
-    services.metrics.model_info.labels(card["name"], card["weights_sha256"]).set(1)
+    name, weights = services.settings.model_name, services.checkpoint.card["weights_sha256"]
+    services.metrics.model_info.labels(name, weights).set(1)
     services.metrics.build_info.labels(version("scala-serve"), engine.name).set(1)

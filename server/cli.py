@@ -89,6 +89,7 @@ def serve(
     log_format: Annotated[str | None, _setting("NAME", "text, or json: one object a line.", "text")] = None,
     access_log: Annotated[str | None, _setting("SWITCH", "on: a line for every request.", "off")] = None,
     checkpoint: CheckpointFlag = None,
+    model_name: Annotated[str | None, _setting("NAME", "What clients call the model.", "its card's name")] = None,
     engine: EngineFlag = None,
     device: DeviceFlag = None,
     num_threads: NumThreadsFlag = None,

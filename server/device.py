@@ -121,6 +121,7 @@ class Device:
                         other.limit.reschedule(0)
             raise EngineHung(self._lifecycle.failed) from None
         finally:
+            errand.limit = None  # nobody waits any more, though it may not have been run, or settled, yet
             self.places.release()
         return Ran(probabilities, began, ended, errand.idle_s)
 

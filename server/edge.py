@@ -7,9 +7,11 @@ refused, and they stay in charge of everything else, their documentation include
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,10 +28,13 @@ from server.routes.problem import error_response
 from server.services import Services
 
 MAX_REQUEST_ID = 128
+LINGER_S = 5.0  # in which a client may go on to upload what is not read any more
 OUTCOMES: dict[type[errors.RequestError], str] = {
     errors.Shed: "shed",
     errors.Impossible: "impossible",
     errors.Expired: "expired",
+    errors.EngineFailed: "failed",
+    errors.Unavailable: "failed",
     errors.Gone: "cancelled",
 }
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -58,25 +63,27 @@ class Edge:
         arrival = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {}).update(services=self._services, arrival=arrival, request_id=request_id, width="")
-        exchange = _Exchange(send, request_id, self._lifecycle)
+        exchange = _Exchange(scope, receive, send, self._lifecycle)
         self._lifecycle.in_flight += 1
         try:
             _, endpoint = self._hot.get((scope["method"], scope["path"]), (None, None))
             if (refusal := self._refusal(scope)) is not None:
-                response = await answer_error(Request(scope, receive), refusal)
-                await response(scope, receive, exchange.send)
+                response = await answer_error(Request(scope, exchange.receive), refusal)
+                await response(scope, exchange.receive, exchange.send)
             elif endpoint is None:
-                await self._app(scope, receive, exchange.send)
+                await self._app(scope, exchange.receive, exchange.send)
             else:
-                response = await _respond(endpoint, Request(scope, receive))
-                await response(scope, receive, exchange.send)
+                response = await _respond(endpoint, Request(scope, exchange.receive))
+                await response(scope, exchange.receive, exchange.send)
         except Exception:
             http_log.exception("a request failed", extra={"request_id": request_id})
+            if "terms" in scope["state"]:
+                scope["state"]["outcome"] = "failed"
             if exchange.status == 0:
-                await error_response(Exception(), scope)(scope, receive, exchange.send)
+                await error_response(Exception(), scope)(scope, exchange.receive, exchange.send)
         finally:
             self._lifecycle.in_flight -= 1
-            self._record(scope, exchange.status, time.monotonic() - arrival)
+            self._record(scope, exchange.status, (exchange.answered_at or time.monotonic()) - arrival)
 
     def _refusal(self, scope: Scope) -> Exception | None:
         """Why nobody looks at a request any further: its key, or nothing of the kind is at the address it came to."""
@@ -98,13 +105,13 @@ class Edge:
         if "ran_until" in state:
             now = time.monotonic()
             self._services.monitor.respond.observe(now - state["ran_until"], now)
-        if outcome := state.get("outcome"):
+        if (outcome := state.get("outcome")) and scope["method"] == "POST":  # a quote is no request of its own
             self._metrics.budget.labels(outcome).inc()
             exemplar = self._metrics.exemplar(state["request_id"], trace_id)
             self._metrics.request_duration.labels(state["width"], outcome).observe(seconds, exemplar)
             if outcome == "shed" and not state.get("jobs"):  # nor given up in the queue
                 self._metrics.stage_duration.labels("refusal").observe(seconds)
-            if "terms" in state:
+            if "terms" in state and outcome != "failed":  # which says nothing about load
                 self._services.settled(state["terms"], state.get("jobs"), outcome)
 
 
@@ -132,21 +139,50 @@ def outcome_of(error: Exception) -> str | None:
 
 
 class _Exchange:
-    """One response on its way out: adds what all have, remembers the status, closes connections while leaving."""
+    """One response on its way out: adds what all have, remembers the status, closes connections while leaving.
 
-    def __init__(self, send: Send, request_id: str, lifecycle: Lifecycle) -> None:
-        self._send, self._request_id, self._lifecycle = send, request_id, lifecycle
-        self.status = 0
+    A connection that is closed while its client uploads is reset, and the client may never see the answer: where that
+    one comes before the body's end, the close waits for the rest. ``answered_at`` is then the instant of the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle) -> None:
+        self._scope, self._receive, self._send, self._lifecycle = scope, receive, send, lifecycle
+        self._uploading = True  # as far as we have read
+        self.status, self.answered_at = 0, 0.0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._uploading = message.get("more_body", False)
+        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request_id
+            headers["X-Request-Id"] = self._scope["state"]["request_id"]
             headers["X-Content-Type-Options"] = "nosniff"  # nobody shall take an answer for a page
-            if self._lifecycle.draining or self._lifecycle.failed is not None:
+            if self._is_leaving():
                 headers["Connection"] = "close"
+        elif self._uploading and not message.get("more_body", False) and self._closes():
+            await self._send({**message, "more_body": True})
+            self.answered_at = time.monotonic()
+            await self._drop_the_rest()
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    def _is_leaving(self) -> bool:
+        return self._lifecycle.draining or self._lifecycle.failed is not None
+
+    def _closes(self) -> bool:
+        """Whether the connection ends with this answer, by our wish or the client's."""
+        asked = Headers(scope=self._scope).get("connection", "").lower()
+        return self._is_leaving() or self._scope["http_version"] == "1.0" or "close" in asked
+
+    async def _drop_the_rest(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while self._uploading:
+                    await self.receive()
 
 
 def _request_id(headers: Headers) -> str:

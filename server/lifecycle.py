@@ -1,8 +1,10 @@
 """From start to exit: starting, ready, draining, refusing, gone.
 
 SIGTERM or SIGINT: not ready at once, new requests are still served for the grace period (the balancer needs time to
-notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. A second signal
-leaves now. An engine that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. Every answer closes
+its connection meanwhile, so that callers with a connection of their own go elsewhere too. A server that is not ready
+yet, so that nobody was sent to it, has no grace period. A second signal leaves now. An engine that hangs or keeps
+failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 EX_SOFTWARE = 70
 FAREWELL_S = 0.5
+# After the grace: it leaves once nobody has come for the first, and comes they ever so often after the second.
+QUIET_S, LAST_CALL_S = 0.25, 1.0
 SHUTDOWN_S = 1.3  # what uvicorn may take to close its connections
 # How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
 # image, and Python's 5 ms would each time be the most of a tight budget.
@@ -54,6 +58,11 @@ class Lifecycle:
     def check_serving(self) -> None:
         """Raises Unavailable while starting, after the grace period of a drain, and after a failure."""
         if self.refusing or self.failed is not None or not self.started:
+            raise Unavailable(f"The server is not serving: {self.why_not_ready()}.")
+
+    def check_working(self) -> None:
+        """Raises Unavailable after a failure. Who was let in before a drain's end is served, however long it takes."""
+        if self.failed is not None:
             raise Unavailable(f"The server is not serving: {self.why_not_ready()}.")
 
     def fail(self, why: str) -> None:
@@ -115,12 +124,22 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _leave(self) -> None:
-        await asyncio.sleep(min(self._grace_s, self._timeout_s))
+        now = asyncio.get_running_loop().time
+        leave_by = now() + self._timeout_s - SHUTDOWN_S
+        if self._lifecycle.started:
+            await asyncio.sleep(min(self._grace_s, self._timeout_s))
         self._lifecycle.refusing = True
-        deadline = asyncio.get_running_loop().time() + max(0.0, self._timeout_s - self._grace_s - SHUTDOWN_S)
-        while self._lifecycle.in_flight and asyncio.get_running_loop().time() < deadline:
+        await self._refuse_the_last(min(now() + LAST_CALL_S, leave_by))
+        while self._lifecycle.in_flight and now() < leave_by:
             await asyncio.sleep(0.02)
         self.should_exit = True
+
+    async def _refuse_the_last(self, until: float) -> None:
+        """Who connected just before the grace ended hears so: closed before it is read, a request would be reset."""
+        num_answered, before = self.server_state.total_requests, -1
+        while num_answered != before and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(QUIET_S)
+            num_answered, before = self.server_state.total_requests, num_answered
 
 
 def run(settings: Settings) -> NoReturn:
@@ -128,6 +147,9 @@ def run(settings: Settings) -> NoReturn:
 
     Raises CheckpointError or SettingsError before anything is listening.
     """
+    # Until uvicorn listens to signals, which takes a second of imports. The first process of a container would never
+    # hear of one that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from server.app import build_app
     from server.log import configure
     from server.tls import tls_options

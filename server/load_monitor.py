@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
+from server.latency_profile import LatencyProfile
 from server.types import SMALL_BYTES, Load
 
 ARRIVALS_TAU_S = 0.5  # the width follows a burst, and forgets it within two seconds
@@ -205,3 +206,16 @@ class LoadMonitor:
 
     def _learned(self, now: float) -> float:
         return 1 + (self._interference - 1) * math.exp(-max(0.0, now - self._interference_at) / EVIDENCE_TAU_S)
+
+
+def full_width_demand(monitor: LoadMonitor, profile: LatencyProfile, now: float) -> float:
+    """Device time a second that all arrivals would need at full width: above 1 is more than one device.
+
+    Smoothed as ``LoadMonitor.demand``; an image costs its share of the best batch whose p99 is at most half the median
+    budget. 0 until the full width is ready.
+    """
+    widest = profile.widths[-1]
+    if not profile.ready(widest):
+        return 0.0
+    per_image_s = profile.seconds_per_image(widest, monitor.median_budget_s() / 2)
+    return monitor.demand.value(now) * per_image_s * monitor.interference(now)

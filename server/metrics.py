@@ -11,7 +11,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0
 MAX_ID_CHARS = 118  # of a request in an exemplar, whose names and values may have 128 together, by OpenMetrics, ...
 TRACE_CHARS = 40  # ... of which a trace takes so many
 _PLAIN_ID = re.compile(r"[!#-\[\]-~]+")  # what stands in an exemplar as it is: some parsers choke on an escaped quote
-OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "cancelled")
+OUTCOMES = ("met", "missed", "shed", "impossible", "expired", "failed", "cancelled")
 
 
 class Metrics:
@@ -71,7 +71,9 @@ class Metrics:
         self.decision_log_dropped = Counter(
             "scala_decision_log_dropped", "Decisions that are missing from the decision log", registry=registry
         )
-        self.model_info = Gauge("scala_model_info", "The checkpoint", ["name", "sha256"], registry=registry)
+        self.model_info = Gauge(
+            "scala_model_info", "The model's name and its weights", ["name", "sha256"], registry=registry
+        )
         self.build_info = Gauge("scala_build_info", "The server", ["version", "engine"], registry=registry)
         # Finding what labels stand for takes 4 µs, at eight places on a request's way. They are few, and kept anyway.
         counters = self.requests, self.budget, self.width_selected, self.engine_seconds, self.batches

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EVERY_S, POLL_S = 1.0, 0.2  # a tick; and how soon a stream ends when the server leaves
 KEPT = 120  # ticks for who begins to listen
 RECENT_S, MAX_RECENT = 10.0, 1000  # answers of which percentiles tell, and the ticks that attainment is of
-SETTLED = ("met", "missed", "shed", "expired")  # outcomes that attainment is a share of
+SETTLED = ("met", "missed", "shed", "expired", "failed")  # outcomes that attainment is a share of
 log = logging.getLogger("scala.serve")
 
 

@@ -106,8 +106,7 @@ def settle(
 
 
 def _frame(services: Services, terms: Terms, state: Mapping[str, Any], met: bool) -> dict[str, Any]:
-    name = services.checkpoint.card["name"]
-    return {"model": name, **told_of_budget(terms, met), "request_id": state["request_id"]}
+    return {"model": services.settings.model_name, **told_of_budget(terms, met), "request_id": state["request_id"]}
 
 
 def _item(services: Services, timed: Timed, top_k: int, terms: Terms) -> dict[str, Any]:

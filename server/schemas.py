@@ -166,6 +166,7 @@ class EffectiveSettings(Settings):
     device: str  # type: ignore[assignment]
     """The model of the hardware that runs the network."""
     checkpoint: Path
+    model_name: str
     num_threads: int
     max_batch: int
     profile_dir: Path

@@ -21,7 +21,7 @@ from server.device import Device
 from server.errors import RequestError
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
-from server.load_monitor import LoadMonitor
+from server.load_monitor import LoadMonitor, full_width_demand
 from server.metrics import Metrics
 from server.oip.statistics import BatchTally
 from server.planner import Planner
@@ -160,13 +160,7 @@ class Services:
         return 100 * (max(self.profile.accuracy.values()) - self.expected_accuracy())
 
     def full_width_demand(self) -> float:
-        """Device time per second that all arrivals would need at full width; above 1 is more than one device."""
-        widest = self.profile.widths[-1]
-        if not self.profile.ready(widest):
-            return 0.0
-        now = time.monotonic()
-        per_image = self.profile.seconds_per_image(widest, self.monitor.median_budget_s() / 2)
-        return self.monitor.demand.value(now) * per_image * self.monitor.interference(now)
+        return full_width_demand(self.monitor, self.profile, time.monotonic())
 
 
 def answered(job: Job) -> bool:

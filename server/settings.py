@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _HOST = re.compile(r"[\w.:%-]+")  # names, IPv4, IPv6 with a zone; never "", which would listen on every interface
 _ADDRESS = re.compile(r"([\w.%-]+|\[[\w.:%-]+\]):([0-9]{1,5})")  # an IPv6 address stands in brackets
 _RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)( burst [1-9][0-9]{0,8})?")
+_MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # one segment of a path: never "..", which clients would take away
 _ORIGIN = re.compile(r"https?://[^/?#@,*\s]+")  # as browsers send it: no path, no slash at the end
 
 
@@ -80,6 +81,12 @@ def _file_path(value: object) -> Path:
 def _rate(value: object) -> str:
     if not isinstance(value, str) or not _RATE.fullmatch(value):
         raise ValueError("must be requests per second, minute or hour, such as 100/second or 100/second burst 200")
+    return value
+
+
+def _model_name(value: object) -> str:
+    if not isinstance(value, str) or not _MODEL.fullmatch(value):
+        raise ValueError("must be 1 to 63 of a-z, 0-9, - . and _, with a letter or digit first, such as my-model")
     return value
 
 
@@ -147,6 +154,8 @@ class Settings(BaseModel):
 
     checkpoint: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder of the checkpoint; by default the one that comes with the package."""
+    model_name: Annotated[str, BeforeValidator(_model_name)] | None = None
+    """What clients call the model, in `/v2/models/<name>` and in answers; by default as its checkpoint's card does."""
     engine: Literal["auto", "openvino", "torch", "cuda_graphs"] = "auto"
     """What runs the network; auto takes the fastest that there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

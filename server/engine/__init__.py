@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import sys
 from importlib.util import find_spec
 
 from scala_model.checkpoint import Checkpoint
@@ -16,6 +17,8 @@ from server.settings import Settings, SettingsError
 CPU_BATCH, GPU_BATCH = 16, 256  # by default, at most
 HEAVY_MACS = 150e6  # of one image at full width: about 1.5 ms on one core, as long as its HTTP request takes
 log = logging.getLogger("scala.serve")
+# OpenVINO tells a web address of every import (2026.4, ``openvino/tools/ovc``), unless this package is not to be had.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def engine_of(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:

@@ -55,6 +55,7 @@ _MODEL = {
 }
 _SETTINGS = EffectiveSettings(
     checkpoint=Path("checkpoints", NAME),
+    model_name=NAME,
     engine="openvino 2026.4.1 bf16",
     device="AMD EPYC",
     num_threads=1,
@@ -65,7 +66,7 @@ _TICK = Tick(
     at=1795414759.534,
     seconds=1.0,
     state="ready",
-    outcomes={"met": 31, "missed": 0, "shed": 2, "impossible": 0, "expired": 0, "cancelled": 0},
+    outcomes={"met": 31, "missed": 0, "shed": 2, "impossible": 0, "expired": 0, "failed": 0, "cancelled": 0},
     widths={"0.25": 0, "0.5": 3, "0.75": 0, "1": 28},
     arrival_rate=33.1,
     queue_depth=1,

@@ -20,7 +20,7 @@ async def model(request: Request) -> Model:
     services: Services = request.scope["state"]["services"]
     card = services.checkpoint.card
     return Model(
-        name=card["name"],
+        name=services.settings.model_name,
         image_size=services.checkpoint.config.image_size,
         classes=list(services.labels),
         widths=[_width(services, entry) for entry in card["widths"]],

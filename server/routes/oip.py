@@ -171,7 +171,7 @@ def _services(request: Request) -> Services:
 
 
 def _classifier(services: Services) -> Classifier:
-    return Classifier(services.checkpoint.card["name"], services.labels, services.settings.max_queue)
+    return Classifier(services.settings.model_name, services.labels, services.settings.max_queue)
 
 
 def _check_ready(services: Services) -> None:

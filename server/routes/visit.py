@@ -129,7 +129,7 @@ class Visit:
 
     def _queue(self, job: Job) -> Job | RequestError:
         try:
-            self._services.lifecycle.check_serving()
+            self._services.lifecycle.check_working()
             due = self._services.admission.check_in_time(self.terms)
         except RequestError as refusal:
             return refusal

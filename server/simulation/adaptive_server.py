@@ -41,10 +41,16 @@ class Server:
         best = max(profile.accuracy[width] for width in self._widths)
         self._worth = [profile.accuracy[width] / best for width in profile.widths]
         self._index = {width: i for i, width in enumerate(profile.widths)}
+        self._due: list[float] = []
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that are decoded and wait."""
+        return len(self._due)
 
     def start(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
         self._arrivals, self._deadlines = arrivals_s, deadlines_s
-        self._due: list[float] = []
+        self._due = []
         self._images: list[int] = []
         self._preparing: set[int] = set()
         self._arrived = -1

@@ -78,20 +78,21 @@ def policies(machine: Machine, budgets: str, tuning: Tuning) -> dict[str, Make]:
     instead, as a setting lets it be compared live; the others are ``baselines``. The server has seen requests with
     ``budgets`` before, and planned for them: the first seconds of its life are not what is compared.
     """
-    servers = {name: partial(_server, machine, budgets, name) for name in ("slackfit", "threshold")}
-    fixed = {f"fixed:{width}": partial(_server, machine, budgets, "adaptive", (width,)) for width in machine.widths}
+    servers = {name: partial(warm_server, machine, budgets, name) for name in ("slackfit", "threshold")}
+    fixed = {f"fixed:{width}": partial(warm_server, machine, budgets, "adaptive", (width,)) for width in machine.widths}
     return {
-        OURS: partial(_server, machine, budgets, "adaptive"),
-        STATIC: partial(_server, machine, budgets, "adaptive", static=True),
+        OURS: partial(warm_server, machine, budgets, "adaptive"),
+        STATIC: partial(warm_server, machine, budgets, "adaptive", static=True),
         **servers,
         **fixed,
         **_baselines(machine, tuning),
     }
 
 
-def _server(
+def warm_server(
     machine: Machine, budgets: str, policy: str, widths: tuple[Width, ...] | None = None, static: bool = False
 ) -> Server:
+    """A new server that has seen ``budgets`` and planned for them."""
     return deepcopy(_warm(machine, budgets, policy, widths, static))
 
 

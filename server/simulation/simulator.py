@@ -99,38 +99,67 @@ def simulate(
     workload: Workload, scheduler: Scheduler, device: Device, frontend: Frontend = Frontend(), *, seed: int = 0
 ) -> Outcome:
     """Play a workload. An image that is never run is neither answered nor refused."""
-    return _Simulation(workload, scheduler, device, frontend, seed).play()
+    simulation = Simulation(scheduler, device, frontend, seed)
+    simulation.add(workload.arrivals_s.tolist(), workload.deadlines_s.tolist())
+    simulation.play()
+    return simulation.outcome()
 
 
-class _Simulation:
-    def __init__(self, workload: Workload, scheduler: Scheduler, device: Device, frontend: Frontend, seed: int) -> None:
-        self._arrivals = workload.arrivals_s.tolist()
+class Simulation:
+    """Requests that are played up to an instant, and then those that were added since: what is to come may depend on
+    what has been. ``runs`` are the batches that were begun."""
+
+    def __init__(self, scheduler: Scheduler, device: Device, frontend: Frontend, seed: int) -> None:
         self._scheduler, self._device, self._frontend = scheduler, device, frontend
         self._chance = random.Random(seed)
-        scheduler.start(self._arrivals, workload.deadlines_s.tolist())
-        count = len(self._arrivals)
-        self._finished = [np.nan] * count
-        self._width = [-1] * count
-        self._refused = [False] * count
-        self._runs: list[Run] = []
+        self._arrivals: list[float] = []
+        self._deadlines: list[float] = []
+        self._finished: list[float] = []
+        self._width: list[int] = []
+        self._refused: list[bool] = []
+        self.runs: list[Run] = []
         self._events: list[tuple[float, int, int]] = []
+        self._next_arrival = 0
         self._running: Batch | None = None
         self._free_at = 0.0  # as far as a scheduler can know
         self._wake_at = -1.0
         self._decoder_free_at = [0.0] * frontend.decoders
 
-    def play(self) -> Outcome:
+    def add(self, arrivals_s: Sequence[float], deadlines_s: Sequence[float]) -> None:
+        """More requests, in the order of their arrival, none of them before what was played. The scheduler is started
+        with the first, and keeps lists that become longer."""
+        first = not self._arrivals
+        self._arrivals += arrivals_s
+        self._deadlines += deadlines_s
+        count = len(arrivals_s)
+        self._finished += [np.nan] * count
+        self._width += [-1] * count
+        self._refused += [False] * count
+        if first:
+            self._scheduler.start(self._arrivals, self._deadlines)
+
+    def play(self, until_s: float = math.inf) -> None:
+        """What happens before that instant."""
         arrivals, events, count = self._arrivals, self._events, len(self._arrivals)
         handle: dict[int, Callable[[int, float], None]] = {QUEUED: self._queue, FREE: self._free, WAKE: self._wake}
-        next_arrival = 0
-        while events or next_arrival < count:
-            if next_arrival < count and (not events or arrivals[next_arrival] <= events[0][0]):
-                self._arrive(next_arrival, arrivals[next_arrival])
-                next_arrival += 1
+        while events or self._next_arrival < count:
+            if self._next_arrival < count and (not events or arrivals[self._next_arrival] <= events[0][0]):
+                if arrivals[self._next_arrival] >= until_s:
+                    return
+                self._arrive(self._next_arrival, arrivals[self._next_arrival])
+                self._next_arrival += 1
             else:
+                if events[0][0] >= until_s:
+                    return
                 now, kind, image = heapq.heappop(events)
                 handle[kind](image, now)
-        return Outcome(np.array(self._finished), np.array(self._width, np.int8), np.array(self._refused), self._runs)
+
+    def answers(self, first: int, end: int) -> tuple[Sequence[float], Sequence[int]]:
+        """When these requests were answered (nan: not yet) and the index of the width, in the order of arrival."""
+        return self._finished[first:end], self._width[first:end]
+
+    def outcome(self) -> Outcome:
+        return Outcome(np.array(self._finished), np.array(self._width, np.int8), np.array(self._refused), self.runs)
 
     def _arrive(self, image: int, now: float) -> None:
         if not self._scheduler.admits(image, now, self._free_at):
@@ -157,7 +186,7 @@ class _Simulation:
             self._dispatch(now)
 
     def _free(self, _: int, now: float) -> None:
-        batch, run = self._running, self._runs[-1]
+        batch, run = self._running, self.runs[-1]
         assert batch is not None
         self._running, self._free_at = None, now
         finished = run.started_s + self._frontend.hop_s + run.seconds + self._frontend.respond_s
@@ -177,6 +206,6 @@ class _Simulation:
             assert chosen.images
             seconds = self._device.seconds(chosen.width, len(chosen.images), now, self._chance)
             self._running = chosen
-            self._runs.append(Run(now, seconds, chosen.predicted_s, chosen.width, len(chosen.images)))
+            self.runs.append(Run(now, seconds, chosen.predicted_s, chosen.width, len(chosen.images)))
             self._free_at = now + self._frontend.hop_s + chosen.predicted_s
             heapq.heappush(self._events, (now + self._frontend.hop_s + seconds, FREE, 0))

@@ -164,7 +164,7 @@ def trace(path: Path, offset: float = 0.0) -> Arrivals:
     Raises ValueError for a file that is no such recording, or an offset outside [0, 1); OSError for none to read.
     """
     _check(0 <= offset < 1, f"the offset is {offset:g}", "it must be a share of the recording, 0 or more and below 1")
-    recorded_s = _read_timestamps(path)
+    recorded_s = read_timestamps(path)
 
     def arrivals(rate: float, seconds: float, rng: Generator) -> Seconds:
         period_s = len(recorded_s) / rate  # one mean gap longer than from first to last, before it is played again
@@ -177,8 +177,8 @@ def trace(path: Path, offset: float = 0.0) -> Arrivals:
     return arrivals
 
 
-def _read_timestamps(path: Path) -> Seconds:
-    """Seconds from the first, ascending."""
+def read_timestamps(path: Path) -> Seconds:
+    """Of a recording, in seconds from the first, ascending. Raises ValueError for a file that is none, and OSError."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:

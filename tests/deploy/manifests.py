@@ -88,14 +88,16 @@ class Workload:
 
 
 def workloads(objects: list[Object]) -> Iterator[Workload]:
-    """Deployments; and KServe's runtimes, with what their InferenceService says of the pod."""
+    """Deployments; and KServe's runtimes, with what their InferenceService says of the pod and is called."""
     maps = {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
     for one in objects:
         spec = one.get("spec", {})
         if one["kind"] == "Deployment":
             yield Workload(one["kind"], spec["template"]["metadata"]["labels"], spec["template"]["spec"], maps)
         elif one["kind"] == "ServingRuntime":
-            predictor = named(objects, "InferenceService")["spec"]["predictor"]
+            service = named(objects, "InferenceService")
+            predictor = service["spec"]["predictor"]
             beside = ("automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds")
-            pod = {key: spec[key] for key in ("containers", "volumes")} | {key: predictor[key] for key in beside}
+            containers = json.loads(json.dumps(spec["containers"]).replace("{{.Name}}", service["metadata"]["name"]))
+            pod = {"containers": containers, "volumes": spec["volumes"]} | {key: predictor[key] for key in beside}
             yield Workload(one["kind"], spec["labels"], pod, maps)

@@ -118,7 +118,7 @@ def test_the_adapter_has_every_metric_that_the_autoscaler_asks_for(autoscaler: O
 
 def test_keda_scales_like_the_autoscaler(autoscaler: Object, scaled_object: Object) -> None:
     targets = [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"]]
-    assert [float(trigger["metadata"]["threshold"]) for trigger in scaled_object["triggers"]] == targets
+    assert [int(trigger["metadata"]["threshold"]) / 100 for trigger in scaled_object["triggers"]] == targets
     assert scaled_object["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == autoscaler["behavior"]
     limits = (autoscaler["minReplicas"], autoscaler["maxReplicas"])
     assert (scaled_object["minReplicaCount"], scaled_object["maxReplicaCount"]) == limits
@@ -155,7 +155,7 @@ def test_what_they_ask_for_is_exported(exported: set[str], rules: dict[str, Any]
     assert asked == [{DEMAND}, {"scala_budget_total"}] * 2
     assert set().union(*asked) <= exported
     outcomes = [[set(found.split("|")) for found in re.findall(r'outcome=~"(.*?)"', query)] for query in queries]
-    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met"}, set(OUTCOMES) - NEITHER]] * 2
+    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met", "failed"}, set(OUTCOMES) - NEITHER]] * 2
 
 
 def test_keda_asks_for_the_overlays_namespace(manifests: dict[str, list[Object]], scaled_object: Object) -> None:
@@ -181,7 +181,7 @@ def test_keda_gets_one_series_which_is_their_sum(
     scaled_object: Object, trigger: int, metric: str, tmp_path: Path
 ) -> None:
     query = scaled_object["triggers"][trigger]["metadata"]["query"]
-    assert gives(query, {"{}": sum(OF_EACH[metric].values())}, tmp_path)
+    assert gives(query, {"{}": 100 * sum(OF_EACH[metric].values())}, tmp_path)
     assert not gives(query, {"{}": 0.0}, tmp_path)
 
 

@@ -17,7 +17,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from scala_model.checkpoint import default_checkpoint, read_checkpoint
 from server.lifecycle import SHUTDOWN_S
 from server.routes.classify import LATE_FACTOR
 from server.serve_loop import LOAD_S
@@ -309,7 +308,8 @@ def test_kserve_runs_the_same_container(manifests: dict[str, list[Object]]) -> N
     for part in ("image", "imagePullPolicy", "resources", "lifecycle", "volumeMounts"):
         assert kserve.server[part] == base.server[part], part
     assert kserve.pod["volumes"] == base.pod["volumes"]
-    assert kserve.environment == base.environment | {"SCALA_PORT": "8080"}
+    of_kserve = {"SCALA_PORT": "8080", "SCALA_MODEL_NAME": "tiny-imagenet"}
+    assert kserve.environment == base.environment | of_kserve
     context = base.server["securityContext"] | base.pod["securityContext"]
     assert kserve.server["securityContext"] == context
     assert all(kserve.server[probe] | {"httpGet": 0} == base.server[probe] | {"httpGet": 0} for probe in PROBES)
@@ -321,8 +321,11 @@ def test_kserve_finds_what_it_asks_for(manifests: dict[str, list[Object]]) -> No
     assert workload.server["name"] == "kserve-container"
     assert workload.server["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
     service, runtime = named(objects, "InferenceService"), named(objects, "ServingRuntime")
-    # Clients of KServe ask for the model by the service's name.
-    assert service["metadata"]["name"] == read_checkpoint(default_checkpoint()).card["name"]
+    # Clients of KServe ask for the model by the service's name, whatever it is.
+    assert Settings.load({}, workload.environment).model_name == service["metadata"]["name"]
+    others = copy.deepcopy(objects)
+    named(others, "InferenceService")["metadata"]["name"] = "pets"
+    assert next(workloads(others)).environment["SCALA_MODEL_NAME"] == "pets"
     assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"]
     formats = [one["name"] for one in runtime["spec"]["supportedModelFormats"]]
     assert service["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats

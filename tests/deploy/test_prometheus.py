@@ -206,7 +206,7 @@ def _same_bucket(seen: dict[str, str], labels: dict[str, str]) -> bool:
 def test_what_is_recorded_follows_from_the_servers_own_counters(watched: tuple[Prometheus, Running]) -> None:
     prometheus, server = watched
     by_outcome = {labels["outcome"]: value for (_, labels), value in counted(server, "scala_budget_total")}
-    arrivals = sum(by_outcome[outcome] for outcome in ("met", "missed", "shed", "expired"))
+    arrivals = sum(by_outcome[outcome] for outcome in ("met", "missed", "shed", "expired", "failed"))
     ((_, correct),) = counted(server, "scala_expected_correct_total")
     accuracies = [width["accuracy"] for width in server.http.get("/v1/model").json()["widths"]]
     best = max(accuracies)

@@ -181,3 +181,9 @@ def test_serving_loads_neither_simulation_nor_load_generator_nor_replay() -> Non
     loaded = modules_after("server.app", "server.lifecycle")
     assert "server.policies.adaptive" in loaded
     assert not [name for name in loaded if name.startswith(NOT_SERVING)]
+
+
+def test_openvino_tells_nobody_that_it_was_imported() -> None:
+    after = modules_after("server.engine.openvino_engine")
+    assert "openvino" in after
+    assert not {module for module in after if module.startswith("openvino_telemetry.")}

@@ -8,7 +8,17 @@ from itertools import pairwise
 
 import pytest
 
-from server.load_monitor import ARRIVALS_TAU_S, DELAY_TAU_S, DEMAND_TAU_S, Allowance, DecayingRate, LoadMonitor
+from scala_model.width import Width
+from server.latency_profile import LatencyProfile
+from server.load_monitor import (
+    ARRIVALS_TAU_S,
+    DELAY_TAU_S,
+    DEMAND_TAU_S,
+    Allowance,
+    DecayingRate,
+    LoadMonitor,
+    full_width_demand,
+)
 from server.types import Load
 
 NOW = 5000.0
@@ -387,3 +397,17 @@ def test_a_neighbour_does_not_enter_the_profile_nor_a_single_pause_keep_it_out()
     monitor.ran(0.100, 0.0, 0.0, 0.050, 0.050, NOW)
     assert not monitor.calm(NOW)
     assert monitor.calm(NOW + 5)
+
+
+def test_full_width_demand_takes_the_batch_that_half_the_median_budget_allows() -> None:
+    profile = LatencyProfile({Width(0.5): 0.6, Width(1): 0.7}, 4)
+    monitor = LoadMonitor()
+    monitor.arrived(30, 0.2, 1.0, 0.0)  # 2 a second, smoothed over 15 s
+    profile.record(Width(0.5), 1, [0.005] * 20)
+    assert full_width_demand(monitor, profile, 0.0) == 0, "the full width is not ready"
+    for batch, seconds in ((1, 0.04), (2, 0.06), (4, 0.11)):
+        profile.record(Width(1), batch, [seconds] * 20)
+    assert full_width_demand(monitor, profile, 0.0) == pytest.approx(2 * 0.06 / 2), "0.11 s is more than half of 0.2 s"
+    assert full_width_demand(monitor, profile, 15.0) == pytest.approx(2 * 0.03 / math.e)
+    monitor.see_machine(others_cores=2.0, threads=2, cores=2)
+    assert full_width_demand(monitor, profile, 0.0) == pytest.approx(2 * 2 * 0.03), "interference of 2"

@@ -76,6 +76,24 @@ def test_a_third_has_to_wait_for_a_place() -> None:
     run(scenario)
 
 
+def test_nobody_has_to_wait_for_what_follows() -> None:
+    """The wait for the second is over before the first ends: nothing is left of it to be put off."""
+
+    async def scenario(clock: Clock) -> None:
+        desk, faults = Desk(clock), list[object]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        first, second = await desk.hand_over(), await desk.hand_over()
+        waiting = asyncio.create_task(desk.device.result(second))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await desk.device.result(first)
+        await asyncio.sleep(1.0)
+        assert not faults
+        assert desk.device.free_at == pytest.approx(clock.now - 0.96)
+
+    run(scenario)
+
+
 def test_it_foresees_when_it_will_be_free() -> None:
     """Both batches should take 50 ms, at most 80; margins add up as those of independent times. The first takes 40."""
 

@@ -47,6 +47,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "log_format": "text",
         "access_log": "off",
         "checkpoint": None,
+        "model_name": None,
         "engine": "auto",
         "device": "auto",
         "num_threads": None,
@@ -100,6 +101,7 @@ def test_every_setting_can_be_given_as_text() -> None:
         "log_format": "json",
         "access_log": "on",
         "checkpoint": "some/folder",
+        "model_name": "pets.v2_0-b",
         "engine": "torch",
         "device": "cpu",
         "num_threads": "2",
@@ -180,6 +182,7 @@ def test_every_setting_is_described() -> None:
             for value in ("9000", ":9000", "::1:9000", "a:0", "a:65536", "a:9/", "http://a:9", "a: 9", "a:٣", 9000)
         ),
         ("checkpoint", 1),
+        *(("model_name", value) for value in (".", "..", "-a", "a/b", "Pets", "a b", "é", "a" * 64, 1)),
         ("profile_dir", 1),
         ("decision_log", 1),
         *(("decision_log_bytes", value) for value in (0, "1048575", "64M")),

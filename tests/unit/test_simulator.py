@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 
 from server.simulation.baselines import Tuning, schedulers
-from server.simulation.simulator import Batch, Frontend, Run, Scheduler, simulate
-from tests.unit.simulated import NARROW, PREDICTED, TICK_S, Exact, Scripted, frontend, make_profile, played, traffic
+from server.simulation.simulator import Batch, Frontend, Run, Scheduler, Simulation, simulate
+from tests.unit.simulated import (
+    IDEAL,
+    NARROW,
+    PREDICTED,
+    TICK_S,
+    Exact,
+    Scripted,
+    frontend,
+    make_profile,
+    played,
+    traffic,
+)
 
 
 def test_everything_happens_in_order() -> None:
@@ -158,3 +169,36 @@ def test_a_frontend_that_cannot_be_is_refused() -> None:
 def test_a_script_is_a_scheduler() -> None:
     scripted: Scheduler = Scripted()
     assert scripted.next_batch(0.0) is None
+
+
+@pytest.mark.parametrize("step", [1, 7, 50])
+def test_played_bit_by_bit_it_is_the_same(step: int) -> None:
+    """Requests that are added when the time before them was played, a second decoder's worth of them at once."""
+    requests = [(0, 50), (4, 60), (4, 99), (30, 9), (61, 20), (100, 30)]
+    whole, parts, front = Scripted(most=2), Scripted(most=2), frontend(decode=3, hop=1, respond=2)
+    outcome = simulate(traffic(*requests), whole, Exact(), front)
+    simulation = Simulation(parts, Exact(), front, 0)
+    for now in range(0, 150, step):
+        new = [(at, budget) for at, budget in requests if now <= at < now + step]
+        if new:
+            workload = traffic(*new)
+            simulation.add(workload.arrivals_s.tolist(), workload.deadlines_s.tolist())
+        simulation.play((now + step) * TICK_S)
+    assert parts.asked[1:] == whole.asked[1:]
+    bit_by_bit = simulation.outcome()
+    assert bit_by_bit.finished_s.tolist() == outcome.finished_s.tolist()
+    assert bit_by_bit.width.tolist() == outcome.width.tolist()
+    assert bit_by_bit.runs == outcome.runs
+    assert simulation.answers(1, 3) == (outcome.finished_s.tolist()[1:3], outcome.width.tolist()[1:3])
+
+
+def test_nothing_happens_beyond_the_instant_that_is_played_to() -> None:
+    simulation = Simulation(Scripted(), Exact(), IDEAL, 0)
+    simulation.add([5 * TICK_S], [50 * TICK_S])
+    simulation.play(5 * TICK_S)
+    assert simulation.runs == []
+    simulation.play(15 * TICK_S)
+    assert len(simulation.runs) == 1
+    assert simulation.answers(0, 1)[1] == [-1], "it ends at 15"
+    simulation.play(16 * TICK_S)
+    assert simulation.answers(0, 1) == ([15 * TICK_S], [NARROW])

@@ -51,7 +51,15 @@ def test_a_tick_tells_what_happened_since_the_last(site: Runner) -> None:
         assert all(tick["latency_ms"] is tick["attainment"] is None for tick in before)
         assert all(tick["state"] == "ready" and tick["seconds"] == pytest.approx(1, abs=0.15) for tick in after)
         first, *others = after
-        assert first["outcomes"] == {"met": 3, "impossible": 1, "missed": 0, "shed": 0, "expired": 0, "cancelled": 0}
+        assert first["outcomes"] == {
+            "met": 3,
+            "impossible": 1,
+            "missed": 0,
+            "shed": 0,
+            "expired": 0,
+            "failed": 0,
+            "cancelled": 0,
+        }
         assert {width: count for width, count in first["widths"].items() if count} == {"0.5": 2, "1": 1}
         assert first["latency_ms"] == pytest.approx({"p50": 20, "p99": 20}, abs=1)
         assert first["attainment"] == 1

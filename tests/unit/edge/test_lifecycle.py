@@ -10,8 +10,19 @@ import pytest
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.app import assemble
+from server.edge import LINGER_S
 from server.settings import Settings
-from tests.unit.edge.application import IMAGE, QuietMachine, Runner, Site, check_problem, form, lifespan, statuses
+from tests.unit.edge.application import (
+    IMAGE,
+    QuietMachine,
+    Runner,
+    Site,
+    check_problem,
+    client,
+    form,
+    lifespan,
+    statuses,
+)
 from tests.unit.fake_engine import FakeEngine, usual_seconds
 from tests.unit.toy import png
 from tests.unit.virtual_time import Clock, run
@@ -56,6 +67,52 @@ def test_a_draining_server_serves_on_and_then_refuses(site: Runner) -> None:
     site(scenario)
 
 
+def test_who_was_let_in_before_the_end_is_served_even_if_the_rest_of_it_comes_later(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        lifecycle = site.services.lifecycle
+        slow = asyncio.create_task(site.classify(receive=client((0.1, IMAGE[:30]), (0.5, IMAGE[30:]))))
+        await asyncio.sleep(0.2)
+        lifecycle.draining = lifecycle.refusing = True
+        check_problem(await site.classify(), 503)
+        assert (await slow).status == 200
+
+    site(scenario)
+
+
+@pytest.mark.parametrize(("pause_s", "lasts_s"), [(1.0, 2.0), (math.inf, LINGER_S)])
+def test_a_refusal_waits_for_the_rest_of_an_upload_but_not_forever(
+    site: Runner, pause_s: float, lasts_s: float
+) -> None:
+    """The answer itself goes out, and counts, at once; the connection closes, and the server leaves, later."""
+
+    async def scenario(site: Site) -> None:
+        site.services.lifecycle.draining = True
+        reply = await site.classify(
+            headers={"X-Latency-Budget-Ms": "0.001"}, receive=client((pause_s, IMAGE[:30]), (pause_s, IMAGE[30:]))
+        )
+        check_problem(reply, 422)
+        assert reply.seconds == pytest.approx(lasts_s)
+        assert await site.metric("scala_request_duration_seconds_count") == 1
+        assert await site.metric("scala_request_duration_seconds_sum") == pytest.approx(0)
+        assert site.services.lifecycle.in_flight == 0
+
+    site(scenario)
+
+
+def test_a_connection_that_goes_on_waits_for_nothing(site: Runner) -> None:
+    """The HTTP server reads and drops the rest."""
+
+    async def scenario(site: Site) -> None:
+        headers = {"X-Latency-Budget-Ms": "0.001"}
+        endless = client((1.0, IMAGE[:30]), (math.inf, b""))
+        assert (await site.classify(headers=headers, receive=endless)).seconds == 0
+        endless = client((1.0, IMAGE[:30]), (math.inf, b""))
+        reply = await site.classify(headers={**headers, "Connection": "Close"}, receive=endless)
+        assert reply.seconds == pytest.approx(LINGER_S)
+
+    site(scenario)
+
+
 def test_an_error_of_the_engine_shows_nothing_of_itself(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         def seconds(width: Width, images: list[int]) -> float:
@@ -73,6 +130,7 @@ def test_an_error_of_the_engine_shows_nothing_of_itself(site: Runner) -> None:
         assert b"secret" not in several.body
         assert (await site.classify()).status == 200
         assert await site.metric('scala_requests_total{route="/v1/classify",status="500"}') == 1
+        assert await site.metric('scala_budget_total{outcome="failed"}') == 1
         assert (site.services.admission.images, site.services.lifecycle.in_flight) == (0, 0)
 
     site(scenario)
@@ -91,6 +149,8 @@ def test_a_hung_engine_ends_in_503_for_everyone(site: Runner) -> None:
         assert reply.headers["connection"] == "close"
         assert (await site.ask("GET", "/readyz")).status == 503
         assert (await site.ask("GET", "/livez")).status == 200
+        assert (await site.ask("GET", "/v1/quote?budget_ms=20")).status == 503
+        assert await site.metric('scala_budget_total{outcome="failed"}') == 10, "a quote is none"
 
     site(scenario)
 

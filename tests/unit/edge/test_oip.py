@@ -111,6 +111,20 @@ def test_health(site: Runner) -> None:
     site(scenario, warm=False)
 
 
+def test_the_model_is_called_what_the_operator_says(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        assert (await site.ask("GET", "/v2/models/pets")).json()["name"] == "pets"
+        assert (await site.ask("GET", "/v1/model")).json()["name"] == "pets"
+        assert (await site.ask("GET", "/v1/settings")).json()["model_name"] == "pets"
+        assert (await site.classify()).json()["model"] == "pets"
+        body, headers = asked(IMAGE)
+        assert (await site.ask("POST", "/v2/models/pets/infer", body, headers)).json()["model_name"] == "pets"
+        assert "'toy'" in check_error(await site.ask("GET", MODEL), 404)
+        assert 'scala_model_info{name="pets",' in (await site.ask("GET", "/metrics")).body.decode()
+
+    site(scenario, model_name="pets")
+
+
 def test_metadata_and_configuration_agree(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         for path in ("/v2", "/v2/"):

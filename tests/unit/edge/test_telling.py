@@ -60,7 +60,7 @@ def test_every_metric_of_the_contract_is_there(site: Runner) -> None:
         text = (await site.ask("GET", "/metrics")).body.decode()
         names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines()}
         assert names >= METRICS
-        for outcome in ("met", "missed", "shed", "impossible", "expired", "cancelled"):
+        for outcome in ("met", "missed", "shed", "impossible", "expired", "failed", "cancelled"):
             assert f'scala_budget_total{{outcome="{outcome}"}}' in text
         for stage in ("decode", "queue", "inference"):
             assert f'scala_stage_duration_seconds_count{{stage="{stage}"}} 1.0' in text
