@@ -146,8 +146,10 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
         version=version("scala-serve"),
         description="Image classification that never takes longer than asked.",
         lifespan=_lifespan(services, engine, machine),
+        docs_url=None,  # the page itself is ours, for its headers: see routes/pages.py
         redoc_url=None,
         static_url="/docs/assets",
+        redirect_slashes=False,  # to wherever the request's Host header says
     )
     for routes in (classify, quote, events, health, model, settings_route, oip, pages):
         app.include_router(routes.router)

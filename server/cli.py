@@ -81,6 +81,9 @@ def serve(
         str | None, _setting("HOST", "Address to listen on; 0.0.0.0: every interface.", "127.0.0.1")
     ] = None,
     port: Annotated[str | None, _setting("N", "TCP port to listen on; 0 takes any free one.", "8000")] = None,
+    admin_address: Annotated[
+        str | None, _setting("HOST:PORT", "Where pages, metrics and settings are alone.", "beside the API")
+    ] = None,
     workers: Annotated[str | None, _setting("N", "Processes: always 1. More devices need more replicas.", "1")] = None,
     log_level: Annotated[str | None, _setting("LEVEL", "debug, info, warning, error or critical.", "info")] = None,
     log_format: Annotated[str | None, _setting("NAME", "text, or json: one object a line.", "text")] = None,

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -51,7 +52,7 @@ class Lifecycle:
 
     def why_not_ready(self) -> str:
         if self.failed is not None:
-            return f"the engine failed: {self.failed}"
+            return "the engine failed, as its log tells"
         return "draining" if self.draining else "starting: the first widths are being warmed"
 
     def check_serving(self) -> None:
@@ -71,10 +72,39 @@ class Lifecycle:
 class Server(uvicorn.Server):
     """uvicorn, leaving in the order above instead of closing its door first."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, grace_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        *,
+        grace_s: float,
+        timeout_s: float,
+        admin: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__(config)
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
+        self._admin = admin
         self._leaving: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen for the API and, where it has an address of its own, for administration."""
+        await super().startup(sockets)
+        if self._admin is None:
+            return
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            state, app_state = self.server_state, self.lifespan.state
+            return config.http_protocol_class(config=config, server_state=state, app_state=app_state)  # type: ignore[call-arg]
+
+        host, port = self._admin
+        try:
+            self.servers.append(await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog))
+        except OSError as error:
+            log.error("admin_address: %s", error)
+            await self.lifespan.shutdown()
+            raise SystemExit(1) from None
+        log.info("administration at %s port %d", host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal arrived, in the main thread, between two steps of the event loop."""
@@ -135,12 +165,14 @@ def run(settings: Settings) -> NoReturn:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ws="none",  # nothing here speaks it, and the library logs all headers at debug level, keys included
         log_config=None,
         timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
         timeout_graceful_shutdown=1,
         **https,
     )
-    server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    grace_s, timeout_s = settings.drain_grace_s, settings.drain_timeout_s
+    server = Server(config, services.lifecycle, grace_s=grace_s, timeout_s=timeout_s, admin=settings.admin)
     code = 0
     try:
         server.run()
