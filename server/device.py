@@ -117,7 +117,7 @@ class Device:
             if self._lifecycle.failed is None:
                 self._lifecycle.fail(f"no answer in {errand.patience_s:.1f} s")
                 for other in self._in_hand:  # which would wait in vain
-                    if other is not errand and other.limit is not None:
+                    if other is not errand and other.limit is not None and not other.running.done():
                         other.limit.reschedule(0)
             raise EngineHung(self._lifecycle.failed) from None
         finally:
@@ -136,7 +136,7 @@ class Device:
             self._ended = self._began = ended
         for following in self._in_hand:
             following.until = time.monotonic() + following.patience_s
-            if following.limit is not None:
+            if following.limit is not None and not following.running.done():  # else its wait may be over already
                 following.limit.reschedule(asyncio.get_running_loop().time() + following.patience_s)
         self._foresee()
 
