@@ -103,6 +103,12 @@ def serve(
     max_pixels: Annotated[str | None, _setting("N", "Pixels that an image may have.", "50000000")] = None,
     max_batch: MaxBatchFlag = None,
     max_queue: Annotated[str | None, _setting("N", "Images that may wait; more are refused.", "256")] = None,
+    max_connections: Annotated[
+        str | None, _setting("N", "Connections at once; of more, the longest waited for are closed.", "1000")
+    ] = None,
+    client_timeout_s: Annotated[
+        str | None, _setting("S", "Seconds to send a request in, and to take an answer in.", "30")
+    ] = None,
     profile_dir: ProfileDirFlag = None,
     decision_log: Annotated[str | None, _setting("DIR", "Records every decision, for replay.", "no record")] = None,
     decision_log_bytes: Annotated[str | None, _setting("N", "Bytes that the record may have.", "67108864")] = None,

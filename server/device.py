@@ -58,6 +58,11 @@ class Errand:
     limit: asyncio.Timeout | None = None
     half_over: bool = False
 
+    def wait_until(self, when: float) -> None:
+        """In the event loop's time. Nothing where nobody waits any more, or need not."""
+        if self.limit is not None and not self.limit.expired() and not self.running.done():
+            self.limit.reschedule(when)
+
 
 class Device:
     """Runs one batch after the other. ``free_at`` is when it should have run all that it has in hand, ``free_by`` when
@@ -117,8 +122,8 @@ class Device:
             if self._lifecycle.failed is None:
                 self._lifecycle.fail(f"no answer in {errand.patience_s:.1f} s")
                 for other in self._in_hand:  # which would wait in vain
-                    if other is not errand and other.limit is not None and not other.limit.expired():
-                        other.limit.reschedule(0)
+                    if other is not errand:
+                        other.wait_until(0)
             raise EngineHung(self._lifecycle.failed) from None
         finally:
             errand.limit = None  # nobody waits any more, though it may not have been run, or settled, yet
@@ -158,8 +163,7 @@ class Device:
             self._ended = self._began = ended
         for following in self._in_hand:
             following.half_over, following.until = False, time.monotonic() + following.patience_s / 2
-            if following.limit is not None and not following.limit.expired():
-                following.limit.reschedule(asyncio.get_running_loop().time() + following.patience_s / 2)
+            following.wait_until(asyncio.get_running_loop().time() + following.patience_s / 2)
         self._foresee()
 
     def _foresee(self) -> None:

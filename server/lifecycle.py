@@ -15,20 +15,24 @@ import os
 import signal
 import socket
 import sys
+import time
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import uvicorn
 
 from server.errors import Unavailable
 
 if TYPE_CHECKING:
+    from server.connection import Connection, Doorkeeper
     from server.settings import Settings
 
 EX_SOFTWARE = 70
 FAREWELL_S = 0.5
 # After the grace: it leaves once nobody has come for the first, and comes they ever so often after the second.
 QUIET_S, LAST_CALL_S = 0.25, 1.0
+TICKS_A_SECOND = 10
 SHUTDOWN_S = 1.3  # what uvicorn may take to close its connections
 # How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
 # image, and Python's 5 ms would each time be the most of a tight budget.
@@ -76,6 +80,7 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         lifecycle: Lifecycle,
+        keeper: Doorkeeper,
         *,
         grace_s: float,
         timeout_s: float,
@@ -83,7 +88,7 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
-        self._admin = admin
+        self._keeper, self._admin = keeper, admin
         self._leaving: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,12 +120,14 @@ class Server(uvicorn.Server):
         log.info("%s: draining", signal.Signals(sig).name)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn calls this ten times a second."""
+        """uvicorn calls this ``TICKS_A_SECOND`` times a second."""
         if self._lifecycle.failed is not None and not self.should_exit:
             await asyncio.sleep(FAREWELL_S)  # those who waited are being told
             self.should_exit = True
         if self._lifecycle.draining and self._leaving is None:
             self._leaving = asyncio.create_task(self._leave())
+        if counter % TICKS_A_SECOND == 0:
+            self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
         return await super().on_tick(counter)
 
     async def _leave(self) -> None:
@@ -151,6 +158,7 @@ def run(settings: Settings) -> NoReturn:
     # hear of one that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from server.app import build_app
+    from server.connection import Connection, Doorkeeper, allow_open_files
     from server.log import configure
     from server.tls import tls_options
 
@@ -158,8 +166,12 @@ def run(settings: Settings) -> NoReturn:
     configure(settings.log_level, settings.log_format)
     https = tls_options(settings)
     app, services = build_app(settings)
+    allow_open_files(settings.max_connections)
+    closed = services.metrics.connections_closed
+    keeper = Doorkeeper(settings.max_connections, settings.client_timeout_s, lambda why: closed.labels(why).inc())
     config = uvicorn.Config(
         app,
+        http=cast(type[asyncio.Protocol], partial(Connection, keeper)),
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -172,7 +184,8 @@ def run(settings: Settings) -> NoReturn:
         **https,
     )
     grace_s, timeout_s = settings.drain_grace_s, settings.drain_timeout_s
-    server = Server(config, services.lifecycle, grace_s=grace_s, timeout_s=timeout_s, admin=settings.admin)
+    server = Server(config, services.lifecycle, keeper, grace_s=grace_s, timeout_s=timeout_s, admin=settings.admin)
+    services.metrics.connections.set_function(lambda: len(server.server_state.connections))
     code = 0
     try:
         server.run()

@@ -175,6 +175,10 @@ class Settings(BaseModel):
     """Images that a batch may have; by default 16 on a CPU and 256 on a GPU."""
     max_queue: Annotated[int, _whole(1, 65_536)] = 256
     """Images that may be inside at once: decoded, waiting or run."""
+    max_connections: Annotated[int, _whole(1, 1_000_000)] = 1000
+    """Connections that may be open at once; of more, those are closed on which the server has waited longest."""
+    client_timeout_s: Annotated[float, _number(0.1, 3600)] = 30.0
+    """Seconds that a client may take to send a request, and to take an answer."""
     profile_dir: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder that keeps measured latencies for the next start; by default scala-serve in the user's cache."""
     decision_log: Annotated[Path, BeforeValidator(_folder)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -212,3 +213,21 @@ def test_who_was_held_still_is_not_waited_for_twice() -> None:
         assert clock.now - start == pytest.approx(5.01 + 1.0)
 
     run(scenario)
+
+
+def test_two_runs_that_end_before_the_event_loop_looks_are_two_results() -> None:
+    """The wait for the second is over at once then, before the end of the first is known."""
+
+    async def scenario() -> None:
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        desk = Desk(Clock())
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        time.sleep(0.05)
+        assert len(await desk.runs(*errands)) == 2
+        await asyncio.sleep(0.01)
+        assert not faults
+        assert desk.device.free_at <= time.monotonic()
+        desk.device.close()
+
+    asyncio.run(scenario())
