@@ -88,7 +88,7 @@ def assemble(
         raise SettingsError(str(error)) from None
     lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
     profile = LatencyProfile(measured, engine.max_batch)
-    device = Device(engine, lifecycle)
+    device = Device(engine, lifecycle, checkpoint.config.num_classes)
     admission = Admission(
         queue,
         profile,

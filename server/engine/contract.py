@@ -44,7 +44,8 @@ class Engine(Protocol):
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1.
 
-        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch.
+        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch, and so is what is returned but
+        no probabilities. A width that is found unusable may raise DeviceOutOfMemory until it is loaded again.
         """
 
     def memory_bytes(self) -> int:
