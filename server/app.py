@@ -288,15 +288,21 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
     throttled = gauge("cpu_throttled_ratio", "Share of scheduling periods in which the cgroup was throttled")
     memory = gauge("memory_bytes", "Resident memory of the process")
     lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
+    readable = True
     while True:
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
         lag.set(max(0.0, time.monotonic() - due))
         try:
             sample = machine.sample()
-        except (OSError, psutil.Error):  # telemetry must not end the server
-            log.warning("the machine's load cannot be read", exc_info=True)
+        except (OSError, psutil.Error) as error:  # telemetry must not end the server, nor fill its log
+            if readable:
+                log.warning("the machine's load cannot be read: %s", error)
+            readable = False
             continue
+        if not readable:
+            log.info("the machine's load can be read again")
+        readable = True
         services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
         cpu_load.set(sample.cpu_load)
         throttled.set(sample.throttled)

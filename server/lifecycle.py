@@ -1,13 +1,19 @@
 """From start to exit: starting, ready, draining, refusing, gone.
 
-SIGTERM or SIGINT: not ready at once, new requests are still served for the grace period (the balancer needs time to
-notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. A second signal
-leaves now. An engine that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+SIGTERM, SIGINT or SIGHUP: not ready at once, new requests are still served for the grace period (the balancer needs
+time to notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. A second
+SIGTERM or SIGINT leaves now. An engine that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor
+to restart.
+
+Native code that keeps the interpreter's lock stands still the event loop, and with it every watchdog written in Python.
+The last one is C: after a minute without a turn of the event loop it writes where each thread is to standard error, and
+leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 EX_SOFTWARE = 70
+STDERR = 2
+STANDSTILL_S = 60.0  # of the event loop
+TICKS = 10  # of uvicorn, a second
 FAREWELL_S = 0.5
 SHUTDOWN_S = 1.3  # what uvicorn may take to close its connections
 # How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
@@ -67,16 +76,24 @@ class Server(uvicorn.Server):
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
         self._leaving: asyncio.Task[None] | None = None
 
+    def hang_up(self, sig: int, frame: FrameType | None) -> None:
+        """SIGHUP, of which a terminal that is closed sends more than one: none of them is a second signal."""
+        if not self._lifecycle.draining:
+            self.handle_exit(sig, frame)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal arrived, in the main thread, between two steps of the event loop."""
         if self._lifecycle.draining:
             log.warning("second signal: leaving now")
+            logging.shutdown()
             os._exit(128 + sig)
         self._lifecycle.draining = True
         log.info("%s: draining", signal.Signals(sig).name)
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ten times a second."""
+        if counter % TICKS == 0:  # it takes 85 us
+            faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)
         if self._lifecycle.failed is not None and not self.should_exit:
             await asyncio.sleep(FAREWELL_S)  # those who waited are being told
             self.should_exit = True
@@ -99,10 +116,11 @@ def run(settings: Settings) -> NoReturn:
     Raises CheckpointError or SettingsError before anything is listening.
     """
     from server.app import build_app
-    from server.log import configure
+    from server.log import configure, open_standard_files
     from server.tls import tls_options
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    open_standard_files()
     configure(settings.log_level, settings.log_format)
     https = tls_options(settings)
     app, services = build_app(settings)
@@ -119,6 +137,8 @@ def run(settings: Settings) -> NoReturn:
         **https,
     )
     server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
+        signal.signal(signal.SIGHUP, server.hang_up)
     code = 0
     try:
         server.run()
@@ -126,6 +146,5 @@ def run(settings: Settings) -> NoReturn:
         code = error.code if isinstance(error.code, int) else 1
     if services.lifecycle.failed is not None:
         code = EX_SOFTWARE
-    sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # an engine or a decoder that is still at work would keep the interpreter from ending
