@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -53,6 +52,7 @@ from server.schemas import EffectiveSettings
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
+from server.threads import started_pool
 from server.tracing import tracer_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def assemble(
         quotes=QuoteBook(),
         pulse=Pulse(),
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
-        decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
+        decoders=started_pool(num_decoders, "decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
@@ -326,6 +326,7 @@ def _export(services: Services, engine: Engine) -> None:
         ("memory_limit_bytes", "What the process may use"): memory_limit_bytes,
         ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
     }
+    memory_limit_bytes()  # reads what it keeps, while a file can be opened
     for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
     services.metrics.registry.register(GpuCollector())

@@ -17,6 +17,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from server.errors import Unavailable
+from server.threads import started_pool
 
 if TYPE_CHECKING:
     from server.settings import Settings
 
 EX_SOFTWARE = 70
 STDERR = 2
+NUM_HELPERS = 4  # threads for what takes long and is no decoding: plans, long answers
 STANDSTILL_S = 60.0  # of the event loop
 TICKS = 10  # of uvicorn, a second
 FAREWELL_S = 0.5
@@ -75,6 +78,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
         self._leaving: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_default_executor(started_pool(NUM_HELPERS, "help"))
+        await super().startup(sockets)
 
     def hang_up(self, sig: int, frame: FrameType | None) -> None:
         """SIGHUP, of which a terminal that is closed sends more than one: none of them is a second signal."""

@@ -59,8 +59,8 @@ def calling(
 ) -> Iterator[Seen]:
     """Callers with this budget, from before the block until after it.
 
-    They come back when a 503 tells them to: whoever does not wait meets the instant at which a leaving server closes its
-    door, and is cut off. A refused connection ends its caller.
+    They come back when a 503 tells them to: whoever does not wait meets the instant at which a leaving server closes
+    its door, and is cut off. A refused connection ends its caller.
     """
     seen, stop = Seen(budget_ms), threading.Event()
     asked = {"X-Latency-Budget-Ms": str(budget_ms), **(headers or {})}

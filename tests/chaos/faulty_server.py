@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
-from server import app, lifecycle, serve_loop
+from server import app, engine, lifecycle, serve_loop
 from server.engine.contract import DeviceLost, DeviceOutOfMemory, Engine
 from server.settings import Settings
 from server.types import Probabilities
@@ -40,10 +41,11 @@ class Faults:
             return self._works(pixels, width)
         if once:
             self._path.write_text("")
-        return self._spoil(name, pixels, width)
+        spoilt: Probabilities = self._spoil(name, pixels, width)
+        return spoilt
 
-    def _spoil(self, name: str, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        good = self._works(pixels, width)
+    def _spoil(self, name: str, pixels: NDArray[np.uint8], width: Width) -> Any:
+        good: Any = self._works(pixels, width)
         match name:
             case "raises":
                 raise RuntimeError("an illegal instruction was encountered")
@@ -73,12 +75,12 @@ class Faults:
 
 
 def main(path: Path) -> None:
-    engine_of, wall_clock, offset_s = app.engine_of, time.time, 0.0
+    engine_of, wall_clock, offset_s = engine.engine_of, time.time, 0.0
 
     def faulty(settings: Settings, checkpoint: Checkpoint, cpus: float) -> Engine:
-        engine = engine_of(settings, checkpoint, cpus)
-        engine.run = Faults(path, engine.run).run  # type: ignore[method-assign]
-        return engine
+        made = engine_of(settings, checkpoint, cpus)
+        made.run = Faults(path, made.run).run  # type: ignore[method-assign]
+        return made
 
     def step(*_: object) -> None:
         nonlocal offset_s
