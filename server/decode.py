@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
-from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
+from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -107,8 +107,8 @@ class ImageDecoder:
         """The pixels that the network wants of an encoded image, or of one that needs no decoding.
 
         Raises ``BadRequest`` for an empty image and for text that is no base64, ``UnsupportedImage`` for bytes that are
-        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that
-        fails to decode.
+        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, ``BrokenImage`` for an image that fails
+        to decode, and ``Unavailable`` for one that does so because there is no memory.
         """
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape
@@ -142,8 +142,22 @@ class ImageDecoder:
             raise self._too_large(num_pixels) from error
         except UnidentifiedImageError as error:
             raise _unidentified(body) from error
+        except MemoryError as error:
+            if not self._has_memory():
+                raise Unavailable(
+                    "The server has no memory to decode this image now; try again in a second."
+                ) from error
+            raise _broken() from error
         except Exception as error:  # the plugins raise whatever their parsers stumble over, even MemoryError
             raise _broken() from error
+
+    def _has_memory(self) -> bool:
+        """Whether there is room for the largest image. Nothing of it is touched, so it costs nothing."""
+        try:
+            np.empty(4 * self.max_pixels, np.uint8)
+        except MemoryError:
+            return False
+        return True
 
     def _open(self, body: bytes) -> Image.Image:
         if not body:

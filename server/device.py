@@ -22,6 +22,7 @@ from server.lifecycle import Lifecycle
 from server.types import Probabilities
 
 PLACES = 2
+MAX_ROUNDING = 1e-3  # by which a row's sum may differ from 1
 
 
 class EngineHung(Exception):
@@ -71,8 +72,8 @@ class Device:
     Whoever has a ``place`` hands over and waits for the ``result``, which gives the place back; or does so himself.
     """
 
-    def __init__(self, engine: Engine, lifecycle: Lifecycle) -> None:
-        self.engine, self._lifecycle = engine, lifecycle
+    def __init__(self, engine: Engine, lifecycle: Lifecycle, num_classes: int) -> None:
+        self.engine, self._lifecycle, self._num_classes = engine, lifecycle, num_classes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.places = asyncio.Semaphore(PLACES)
         self._in_hand: list[Errand] = []
@@ -108,7 +109,7 @@ class Device:
         if not self._in_hand:
             self._began = now
         errand = Errand(median_s, p99_s, patience_s, now if since is None else since, self._half(patience_s))
-        errand.running = asyncio.get_running_loop().run_in_executor(self._thread, _timed, self.engine, pixels, width)
+        errand.running = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, pixels, width)
         errand.running.add_done_callback(lambda _: self._ran(errand))
         self._in_hand.append(errand)
         self._foresee()
@@ -154,6 +155,12 @@ class Device:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _timed(self, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
+        began = time.monotonic()
+        probabilities = self.engine.run(pixels, width)
+        _check(probabilities, (len(pixels), self._num_classes))
+        return probabilities, began, time.monotonic()
+
     def _ran(self, errand: Errand) -> None:
         self._in_hand.remove(errand)
         self._began = time.monotonic()
@@ -171,9 +178,15 @@ class Device:
         self.free_by = self.free_at + math.hypot(*(errand.p99_s - errand.median_s for errand in self._in_hand))
 
 
-def _timed(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> tuple[Probabilities, float, float]:
-    began = time.monotonic()
-    probabilities = engine.run(pixels, width)
-    if len(probabilities) != len(pixels):
-        raise RuntimeError(f"the engine returned {len(probabilities)} rows for {len(pixels)} images")
-    return probabilities, began, time.monotonic()
+def _check(probabilities: Probabilities, shape: tuple[int, int]) -> None:
+    """Raises RuntimeError for what is no probabilities: a class made up from it would pass for an answer.
+
+    One bad row condemns its batch, whose other rows came from the same arithmetic.
+    """
+    if probabilities.shape != shape:
+        raise RuntimeError(f"the engine returned {probabilities.shape} for {shape} probabilities")
+    sums = probabilities.sum(1)
+    # Asked so that NaN, which is neither more nor less than anything, fails too.
+    good = (probabilities.min(1) >= 0) & (abs(sums - 1) <= MAX_ROUNDING)
+    if not good.all():
+        raise RuntimeError(f"{(~good).sum()} of {len(sums)} rows that the engine returned are no probabilities")

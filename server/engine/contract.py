@@ -48,7 +48,8 @@ class Engine(Protocol):
         in another place, a row may differ by rounding: on a CPU by 1e-5 at most (OpenVINO differed by nothing, torch by
         5e-7, on every batch tried).
 
-        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch.
+        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch, and so is what is returned but
+        no probabilities. A width that is found unusable may raise DeviceOutOfMemory until it is loaded again.
         """
 
     def memory_bytes(self) -> int:

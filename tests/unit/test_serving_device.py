@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from scala_model.width import Width
 from server.device import Device, EngineHung, Errand, Ran
 from server.lifecycle import Lifecycle
+from server.types import Probabilities
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.virtual_time import Clock, run
 
@@ -22,7 +24,7 @@ class Desk:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.lifecycle = clock, Lifecycle()
-        self.device = Device(FakeEngine(clock), self.lifecycle)
+        self.device = Device(FakeEngine(clock), self.lifecycle, 200)
 
     async def hand_over(self, images: int = 1, *, median_s: float = 0.04, since: float | None = None) -> Errand:
         await self.device.places.acquire()
@@ -144,6 +146,34 @@ def test_a_run_that_raises_gives_its_place_back() -> None:
                 await desk.device.result(errand)
         desk.device.engine.seconds = usual  # type: ignore[attr-defined]
         await desk.runs(await desk.hand_over(), await desk.hand_over())
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda good: np.full_like(good, np.nan), "2 of 2 rows"),
+        (lambda good: np.where([[True], [False]], good, np.inf), "1 of 2 rows"),
+        (lambda good: good * 1.01, "2 of 2 rows"),
+        (lambda good: good + np.array([1, -1] * 100, np.float32), "2 of 2 rows"),
+        (lambda good: np.zeros_like(good), "2 of 2 rows"),
+        (lambda good: good[:1], r"\(1, 200\) for \(2, 200\)"),
+        (lambda good: good[:, :199], r"\(2, 199\) for \(2, 200\)"),
+        (lambda good: good[None], r"\(1, 2, 200\) for \(2, 200\)"),
+    ],
+)
+def test_what_is_no_probabilities_is_an_error_and_not_an_answer(
+    spoil: Callable[[Probabilities], Probabilities], said: str
+) -> None:
+    async def scenario(clock: Clock) -> None:
+        desk = Desk(clock)
+        works, engine = desk.device.engine.run, desk.device.engine
+        engine.run = lambda pixels, width: spoil(works(pixels, width))  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match=said):
+            await desk.device.result(await desk.hand_over(2))
+        engine.run = works  # type: ignore[method-assign]
+        await desk.runs(await desk.hand_over(2))
 
     run(scenario)
 
