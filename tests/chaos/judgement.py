@@ -13,7 +13,7 @@ from statistics import median
 
 WARM_UP_REQUESTS = 10_000  # pools and caches fill meanwhile
 LEAST_SAMPLES = 4
-LATE_S = 0.25  # a request that left so late: it was the generator's machine that stood still, not the server
+LATE_S = 1.0  # a request that left so late: it was the machine that stood still, not the server
 # What is allowed of every 10,000 requests. The allocator moves memory by more than its trend in a few minutes.
 MAX_MIB, MAX_DESCRIPTORS, MAX_THREADS = 1.0, 0.5, 0.25
 MAX_DEARER = 0.25  # from the first sample to the last, as a share of the median

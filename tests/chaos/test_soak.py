@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.conftest import Tally
-from tests.chaos.judgement import Sample, complaints, trends
+from tests.chaos.judgement import LATE_S, Sample, complaints, trends
 from tests.chaos.load import Outcome, play, poisson, saturate, serving_apart
 from tests.service.service_process import Running
 
@@ -81,8 +81,10 @@ def soak(server: Running, photos: list[bytes], seconds: float, tally: Tally) -> 
         gauged_s = cpu_s(process) - before_s
         outcome = asyncio.run(arrive(server, photos, capacity, seed=len(samples)))
         requests += gauged.sent + outcome.sent
-        tally.requests(gauged.sent + outcome.sent, lost=gauged.unforeseen + outcome.unforeseen)
-        assert gauged.unforeseen + outcome.unforeseen == 0, (gauged, outcome)
+        # Who was himself held still for longer than connections are kept finds some of them closed.
+        lost = gauged.unforeseen + outcome.unforeseen if outcome.lag_s < LATE_S else 0
+        tally.requests(gauged.sent + outcome.sent, lost=lost)
+        assert lost == 0, (gauged.statuses, outcome.statuses)
         time.sleep(0.3)  # the server sees that our connections are closed
         sample = Sample(
             at_s=elapsed_s,
