@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers \
+.PHONY: help install serve test test-browser test-deploy chaos soak lint bench-engine bench-agreement bench-peers \
   bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
   image-cuda clean
 
@@ -58,6 +58,9 @@ simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by seve
 
 chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
 	$(BIN)/python -m pytest -q tests/chaos $(ARGS)
+
+soak: $(VENV)/.dev ## The soak of chaos for 30 minutes and its overload for one, samples as they come
+	SOAK_MINUTES=30 OVERLOAD_SECONDS=60 $(BIN)/python -m pytest -q -s tests/chaos/test_soak.py tests/chaos/test_overload.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -32,7 +32,7 @@ class Outcome:
     lost: int = 0
     unsent: int = 0
     lag_s: float = 0.0
-    latencies_s: list[float] = field(default_factory=list)
+    latencies_s: list[tuple[float, float]] = field(default_factory=list)  # after the start, when each was sent
 
     @property
     def sent(self) -> int:
@@ -45,7 +45,6 @@ class Outcome:
     def add(self, reply: Reply) -> None:
         self.statuses[reply.status] += 1
         self.met += reply.status == 200 and reply.headers["x-budget-met"] == "true"
-        self.latencies_s.append(reply.latency_s)
 
 
 def poisson(rate: float, seconds: float, seed: int, *, start_s: float = 0.0) -> list[float]:
@@ -63,7 +62,9 @@ async def play(port: int, images: Sequence[bytes], budget_ms: float, arrivals_s:
 
     async def send(image: bytes) -> None:
         try:
-            outcome.add(await client.classify(image, headers))
+            reply = await client.classify(image, headers)
+            outcome.add(reply)
+            outcome.latencies_s.append((time.monotonic() - reply.latency_s - started, reply.latency_s))
         except OSError:
             outcome.lost += 1
 
@@ -83,7 +84,7 @@ async def play(port: int, images: Sequence[bytes], budget_ms: float, arrivals_s:
     return outcome
 
 
-async def throughput(port: int, images: Sequence[bytes], width: float, seconds: float) -> tuple[float, Outcome]:
+async def saturate(port: int, images: Sequence[bytes], width: float, seconds: float) -> tuple[float, Outcome]:
     """Images/s at one width for sixteen callers without pause, who have all the time in the world."""
     headers, outcome = {"X-Width": f"{width:g}", "X-Latency-Budget-Ms": "20000"}, Outcome()
     with closing(Client(port)) as client:
