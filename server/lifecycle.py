@@ -190,12 +190,12 @@ def run(settings: Settings) -> NoReturn:
     config = uvicorn.Config(
         app,
         http=cast(type[asyncio.Protocol], partial(Connection, keeper)),
+        ws="none",  # nothing here speaks it, and the library logs all headers at debug level, keys included
         host=settings.host,
         port=settings.port,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        ws="none",  # nothing here speaks it, and the library logs all headers at debug level, keys included
         log_config=None,
         timeout_keep_alive=75,  # longer than the clients' own 5 to 60 s, so that it is they who close first
         timeout_graceful_shutdown=1,
