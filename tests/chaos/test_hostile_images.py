@@ -83,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "guided",
             1000,
             "mutated along the decoder's coverage",
-            marks=pytest.mark.skipif(not HAS_ATHERIS, reason="atheris, which follows coverage, is for Linux"),
+            marks=pytest.mark.skipif(not HAS_ATHERIS, reason="atheris, which follows coverage, is for Linux on x86-64"),
         ),
         ("chosen", NUM_CHOSEN, "whose wrongs hypothesis chose"),
         ("random", NUM_RANDOM, "cut, flipped, swapped, mixed and inflated by chance"),
