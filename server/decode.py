@@ -7,16 +7,17 @@ parsers stumble over is one of our errors.
 from __future__ import annotations
 
 import binascii
+import ctypes
 import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
@@ -90,9 +91,9 @@ def check_media_type(declared: str | None) -> None:
 class ImageDecoder:
     """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares.
 
-    Building one makes two settings that Pillow knows for the whole process only, so that no request has to: its own
-    size limit is raised to ``max_pixels`` where it is lower, and its warnings, whose texts a request can make up, reach
-    neither the log nor Python's ever-growing list of warnings given.
+    Building one makes three settings that Pillow knows for the whole process only, so that no request has to: its own
+    size limit is raised to ``max_pixels`` where it is lower; its warnings, whose texts a request can make up, reach
+    neither the log nor Python's ever-growing list of warnings given; and what libtiff thinks of an image is not told.
     """
 
     spec: Preprocessing
@@ -102,6 +103,7 @@ class ImageDecoder:
         Image.init()  # all plugins now, instead of in the first request
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        _silence_libtiff()
 
     def __call__(self, image: Encoded | Raster) -> Pixels:
         """The pixels that the network wants of an encoded image, or of one that needs no decoding.
@@ -185,6 +187,13 @@ class ImageDecoder:
 
     def _too_large(self, num_pixels: str) -> TooLarge:
         return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+
+
+def _silence_libtiff() -> None:
+    """It would write a line to standard error for each fault it finds, past the log and its form, and wait there if
+    nobody reads. Pillow has no setting for it, but is linked with it."""
+    with suppress(OSError, AttributeError):  # linked in another way: then it is not silent
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _bytes_of(encoded: Encoded) -> bytes:

@@ -17,6 +17,7 @@ import pytest
 
 from server.bench.client import Client, until
 from tests.chaos.conftest import Tally
+from tests.chaos.well import check_log, healthy_after
 from tests.service.service_process import Running, serving
 
 TIMEOUT_S = 4.0  # the server's SCALA_CLIENT_TIMEOUT_S here, for the test not to take as long as its default
@@ -36,8 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with serving(log, CLIENT_TIMEOUT_S=str(TIMEOUT_S), MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as running:
         running.wait_ready()
         yield running
-        text = log.read_text()
-        assert "Traceback" not in text, text[text.index("Traceback") - 500 :][:5000]
+        check_log(log)
 
 
 @dataclass
@@ -141,7 +141,7 @@ def attacked(server: Running, photos: list[bytes], tally: Tally) -> Attacked:
     def run(name: str, scenario: Scenario) -> Attack:
         attack = Attack(server, Bystander(server.port, photos))
         asyncio.run(_beside(attack.bystander, scenario(attack)))
-        recovery_s = _healthy_after(server, photos[0])
+        recovery_s = healthy_after(server, photos[0])
         bystander = attack.bystander
         num_attempts = attack.answers.total()
         tally.inputs(num_attempts)
@@ -170,13 +170,6 @@ async def _beside(bystander: Bystander, attack: Awaitable[None]) -> None:
         await asyncio.wait([asking, watching])
     if (error := None if asking.cancelled() else asking.exception()) is not None:
         raise error
-
-
-def _healthy_after(server: Running, photo: bytes) -> float:
-    started = time.monotonic()
-    server.wait_until(lambda: server.http.post("/v1/classify", content=photo).status_code == 200)
-    assert server.http.get("/readyz").status_code == 200
-    return time.monotonic() - started
 
 
 @asynccontextmanager

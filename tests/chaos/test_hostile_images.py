@@ -8,7 +8,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ import pytest
 from server.bench.client import Client, Reply
 from tests.chaos.conftest import Tally
 from tests.chaos.hostile_images import MIB, WRONGS, bombs, hostile_image
+from tests.chaos.well import check_log, healthy_after
 from tests.service.service_process import ROOT, Running, serving
 
 HAS_ATHERIS = sys.platform == "linux" and find_spec("atheris") is not None
@@ -37,6 +37,7 @@ NUM_CALLERS = 8
 # 500 would be a bug, 503 a server that leaves; 429 and 504 are what a machine with others on it may come to.
 EXPECTED = frozenset({200, 400, 413, 415, 422, 429, 504})
 BUDGET_MS, LATE_MS = 1000, 50
+PATIENCE_S = 120  # ten times the server's: the machine may hold all of this still for a while, for other work
 MODEL = "scala-xs-tiny-imagenet"
 BINARY = "Inference-Header-Content-Length"
 
@@ -69,8 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         running.wait_ready()
         running.wait_until(lambda: all("16" in w["latency_ms"] for w in running.http.get("/v1/model").json()["widths"]))
         yield running
-        text = log.read_text(errors="replace")
-        assert "Traceback" not in text, text[text.index("Traceback") - 500 :][:5000]
+        check_log(log)
 
 
 # -- the decoder itself
@@ -83,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "guided",
             1000,
             "mutated along the decoder's coverage",
-            marks=pytest.mark.skipif(not HAS_ATHERIS, reason="atheris, which follows coverage, is for Linux"),
+            marks=pytest.mark.skipif(not HAS_ATHERIS, reason="atheris, which follows coverage, is for Linux on x86-64"),
         ),
         ("chosen", NUM_CHOSEN, "whose wrongs hypothesis chose"),
         ("random", NUM_RANDOM, "cut, flipped, swapped, mixed and inflated by chance"),
@@ -125,7 +125,8 @@ ODD_HEADERS = (
 ODD_JSON = (
     b"", b"{", b"null", b"[" * 100_000, b'{"a":' * 50_000, b'{"images": [' + b"1," * 100_000 + b"1]}",
     b'{"images": ["\\ud800"]}', b'{"images": "' + b"\\" * 600_000 + b'"}', b'{"images": [""]}',
-    b'{"images": [' + b"9" * 5000 + b"]}", b'{"images": ["AAAA"], "images": 3}', b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00",
+    b'{"images": [' + b"9" * 5000 + b"]}", b'{"images": ["AAAA"], "images": 3}',
+    b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00",
     b'{"inputs": [NaN, Infinity, 1e999]}', b'{"id": "\\ud800", "inputs": []}',
     b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1, 1], "data": []}]}',
     b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [9223372036854775807, 1], "data": ["a"]}]}',
@@ -239,7 +240,9 @@ def check(sent: Sent, reply: Reply) -> None:
 
 def _unpacked(reply: Reply) -> bytes:
     coding = reply.headers.get("content-encoding")
-    return {None: bytes, "gzip": gzip.decompress, "deflate": zlib.decompress}[coding](reply.body)
+    if coding == "gzip":
+        return gzip.decompress(reply.body)
+    return zlib.decompress(reply.body) if coding == "deflate" else reply.body
 
 
 @dataclass
@@ -261,7 +264,7 @@ class Campaign:
             for _ in started:
                 sent = hostile_request(random, self.bomb_share)
                 try:
-                    async with asyncio.timeout(30):
+                    async with asyncio.timeout(PATIENCE_S):
                         reply = await client.request("POST", sent.path, sent.body, sent.headers)
                 except (OSError, TimeoutError):
                     self.num_lost += 1
@@ -284,7 +287,7 @@ def test_hostile_requests_over_http(server: Running, photos: list[bytes], tally:
     for seed in range(3):
         campaign = Campaign(server, bomb_share=0.01, seed=seed)
         asyncio.run(campaign.run(NUM_OVER_HTTP // 3))
-        recovery_s = _healthy_after(server, photos[0])
+        recovery_s = healthy_after(server, photos[0])
         tally.inputs(NUM_OVER_HTTP // 3)
         tally.requests(NUM_OVER_HTTP // 3, campaign.num_lost)
         tally.fault(f"hostile bodies on every route, part {seed + 1} of 3", campaign.told(), recovery_s)
@@ -304,20 +307,13 @@ def test_hostile_requests_leave_no_memory_behind(server: Running, photos: list[b
 
     campaign = Campaign(server, bomb_share=0.0005, seed=7, each=sample)
     asyncio.run(campaign.run(NUM_SOAKED))
-    recovery_s = _healthy_after(server, photos[0])
-    slope = 10_000 * float(np.polyfit(*zip(*samples, strict=True), 1)[0])
+    recovery_s = healthy_after(server, photos[0])
+    slope, _ = np.polyfit([done / 10_000 for done, _ in samples], [mib for _, mib in samples], 1)
     tally.inputs(NUM_SOAKED)
     tally.requests(NUM_SOAKED, campaign.num_lost)
-    tally.rss_slope(slope)
+    tally.rss_slope(float(slope))
     (_, before), (_, after) = samples[0], samples[-1]
     memory = f"memory {before:.0f} MiB after the first {SOAKED_FROM:,}, {after:.0f} after all"
     tally.fault(f"{NUM_SOAKED:,} hostile requests in a row", f"{campaign.told()}; {memory}", recovery_s)
     assert campaign.num_lost == 0
     assert slope <= 1, samples
-
-
-def _healthy_after(server: Running, photo: bytes) -> float:
-    started = time.monotonic()
-    server.wait_until(lambda: server.http.post("/v1/classify", content=photo).status_code == 200)
-    assert server.http.get("/readyz").status_code == 200
-    return time.monotonic() - started

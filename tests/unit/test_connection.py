@@ -34,7 +34,7 @@ TIMEOUT_S, KEEP_ALIVE_S = 30.0, 75.0
 class Door:
     """A listening socket with the limits under test."""
 
-    max_connections: int = 100
+    max_connections: int
     closed: Counter[str] = field(default_factory=Counter)
     state: ServerState = field(default_factory=ServerState)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,9 +102,9 @@ Scenario = Callable[[Door], Awaitable[None]]
 
 @pytest.fixture
 def at_door() -> Callable[..., None]:
-    def run(scenario: Scenario, **limits: int) -> None:
+    def run(scenario: Scenario, max_connections: int = 100) -> None:
         async def main() -> None:
-            async with listening(Door(**limits)) as door:
+            async with listening(Door(max_connections)) as door:
                 await scenario(door)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what serves

@@ -520,6 +520,14 @@ def test_hostile_chunks_end_in_the_contract(decoder: ImageDecoder, chunks: bytes
     only_contract_errors(decoder, iter([png(1, 1, chunks=chunks, pixels=bytes(4))]))
 
 
+def test_what_libtiff_thinks_of_an_image_is_not_told(decoder: ImageDecoder, capfd: pytest.CaptureFixture[str]) -> None:
+    body = bytearray(SAMPLES["LZW TIFF"])
+    body[8:200] = b"\xff" * 192
+    with pytest.raises(BrokenImage):
+        decoder(bytes(body))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:
     warnings.filterwarnings("always")
     ImageDecoder(SPEC, MAX_PIXELS)
