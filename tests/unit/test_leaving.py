@@ -25,7 +25,8 @@ def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flig
         lifecycle = Lifecycle()
         lifecycle.started, lifecycle.in_flight = started, 1
         keeper = Doorkeeper(10, 30.0, str)
-        server = Server(uvicorn.Config("none", log_config=None), lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
+        config = uvicorn.Config("none", log_config=None)
+        server = Server(config, lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
         server.handle_exit(signal.SIGTERM, None)
         assert not lifecycle.ready
         signalled = clock.now
