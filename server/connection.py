@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import random
 import resource
 import time
 import uuid
@@ -29,6 +30,9 @@ MAX_HEAD_BYTES = 32 * 1024  # names and values; what comes in one read is taken 
 MAX_HEADERS = 100
 MAX_AHEAD = 8  # requests sent before the answer to an earlier one
 MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
+# A Service's balancer chooses a replica for a connection, not for a request: callers that keep theirs open would never
+# meet one that was started since. So each ends with an answer after a while, not all at once.
+MIN_AGE_S, MAX_AGE_S = 30.0, 90.0
 LINGER_S = 2.0  # for who is still sending to read why he is refused: closing at once would tear the answer down
 _SHARE_TO_CLOSE = 16  # of the connections at a time, since finding the oldest goes through all of them
 _OTHER_FILES = 256  # that the process may want to open
@@ -66,6 +70,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**uvicorns)
         self._keeper = keeper
         self.since = time.monotonic()
+        self._last_request = self.since + random.uniform(MIN_AGE_S, MAX_AGE_S)
         self.was_answered = False
         self._current: RequestResponseCycle | None = None  # the request that is being answered, or was last
         self._receiving = self._in_head = False
@@ -208,7 +213,11 @@ class Connection(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_AHEAD:
             raise self._found(BadRequest(f"More than {MAX_AHEAD} requests were sent ahead: wait for an answer."))
+        is_last = time.monotonic() > self._last_request
+        if is_last:
+            self.headers.append((b"connection", b"close"))  # as if the client had asked for it
         super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and not is_last
 
     def on_body(self, body: bytes) -> None:
         if self.pipeline and len(body) + sum(len(cycle.body) for cycle, _ in self.pipeline) > MAX_AHEAD_BYTES:

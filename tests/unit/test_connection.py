@@ -160,6 +160,25 @@ def test_usual_requests_are_let_through(at_door: Callable[..., None]) -> None:
     at_door(scenario)
 
 
+def test_a_connection_ends_with_an_answer_after_a_while(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.connection.MIN_AGE_S", 0.1)
+    monkeypatch.setattr("server.connection.MAX_AGE_S", 0.1)
+
+    async def scenario(door: Door) -> None:
+        client = await door.opened(GET)
+        assert "connection" not in (await client.answer())[1]
+        await asyncio.sleep(0.1)
+        client.writer.write(START + b"some body")
+        _, headers, told = await client.answer()
+        assert (headers["connection"], told["body"]) == ("close", "some body")
+        assert await client.is_closed()
+        assert not door.closed
+
+    at_door(scenario)
+
+
 @pytest.mark.parametrize(
     "head",
     [
