@@ -311,6 +311,7 @@ def test_kserve_runs_the_same_container(manifests: dict[str, list[Object]]) -> N
     of_kserve = {"SCALA_PORT": "8080", "SCALA_MODEL_NAME": "tiny-imagenet"}
     assert kserve.environment == base.environment | of_kserve
     context = base.server["securityContext"] | base.pod["securityContext"]
+    del context["fsGroup"]  # of a pod alone: whoever gives KServe's a claimed volume says it in the InferenceService
     assert kserve.server["securityContext"] == context
     assert all(kserve.server[probe] | {"httpGet": 0} == base.server[probe] | {"httpGet": 0} for probe in PROBES)
 
@@ -331,6 +332,17 @@ def test_kserve_finds_what_it_asks_for(manifests: dict[str, list[Object]]) -> No
     assert service["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats
     target = named(objects, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"]
     assert target == f"{service['metadata']['name']}-predictor"
+
+
+def test_kserve_is_scraped_and_guarded_like_the_others(manifests: dict[str, list[Object]]) -> None:
+    """But for its gateway, which is another."""
+    base, kserve = manifests["overlays/cpu"], copy.deepcopy(manifests["overlays/kserve"])
+    gateway = named(kserve, "NetworkPolicy")["spec"]["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"]
+    assert gateway == {"kubernetes.io/metadata.name": "envoy-gateway-system"}
+    gateway["kubernetes.io/metadata.name"] = "gateway-system"
+    for kind in ("PodDisruptionBudget", "PodMonitor", "PrometheusRule", "NetworkPolicy"):
+        assert named(kserve, kind)["spec"] == named(base, kind)["spec"], kind
+
 
 
 def test_the_route_shows_what_is_for_everybody(manifests: dict[str, list[Object]], application: Runner) -> None:
