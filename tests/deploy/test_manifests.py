@@ -27,6 +27,7 @@ from tests.unit.edge.application import Runner, Site
 
 # Those that kubernetes-validate knows; the oldest is the first that has a preStop `sleep` without a feature gate.
 VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+SINCE = {"components/checkpoint": "1.31"}
 # Defined by operators. Of KServe's runtime the container is checked, as a pod's.
 CUSTOM = {"HTTPRoute", "InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime"}
 MARGIN_S = 5  # of a pod's time to leave: for its last log lines and spans, and a slow node
@@ -34,9 +35,10 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 Change = Callable[[Object], object]
 
 
-def all_objects(manifests: dict[str, list[Object]]) -> list[Object]:
-    """Each once, however many overlays it is in."""
-    return [json.loads(text) for text in sorted({json.dumps(one) for some in manifests.values() for one in some})]
+def all_objects(manifests: dict[str, list[Object]], version: str = VERSIONS[-1]) -> list[Object]:
+    """Each once, however many overlays it is in; without components that need a newer Kubernetes."""
+    taken = [objects for name, objects in manifests.items() if SINCE.get(name, VERSIONS[0]) <= version]
+    return [json.loads(text) for text in sorted({json.dumps(one) for some in taken for one in some})]
 
 
 def all_workloads(manifests: dict[str, list[Object]]) -> list[Workload]:
@@ -56,7 +58,7 @@ def as_pod(runtime: Object) -> Object:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_knows_every_field(manifests: dict[str, list[Object]], version: str) -> None:
-    for one in all_objects(manifests):
+    for one in all_objects(manifests, version):
         if one["kind"] in CUSTOM:
             with pytest.raises(kubernetes_validate.SchemaNotFoundError):
                 kubernetes_validate.validate(one, version, strict=True)
@@ -232,7 +234,7 @@ def test_settings_are_those_of_the_server(objects: list[Object]) -> None:
         assert settings.host == "0.0.0.0"
         (port,) = workload.server["ports"]
         assert (port["name"], port["containerPort"]) == ("http", settings.port)
-        writable = {mount["mountPath"] for mount in workload.server["volumeMounts"]}
+        writable = {mount["mountPath"] for mount in workload.server["volumeMounts"] if not mount.get("readOnly")}
         assert writable == {"/tmp", str(settings.profile_dir)}
 
 
@@ -290,6 +292,22 @@ def test_a_rollout_never_waits_for_a_gpu_that_is_taken(manifests: dict[str, list
     assert on_gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     assert toleration in on_gpu["template"]["spec"]["tolerations"]
+
+
+def test_a_pod_with_a_gpu_never_serves_from_the_cpu(manifests: dict[str, list[Object]]) -> None:
+    """The server ends where CUDA was asked for and is not there."""
+    found = {name: Settings.load({}, next(workloads(manifests[f"overlays/{name}"])).environment) for name in OVERLAYS}
+    assert {name: settings.device for name, settings in found.items()} == {
+        name: "cuda" if name == "gpu" else "auto" for name in OVERLAYS
+    }
+
+
+def test_a_checkpoint_is_read_from_where_it_is_mounted(manifests: dict[str, list[Object]]) -> None:
+    (workload,) = workloads(manifests["components/checkpoint"])
+    (volume,) = (one for one in workload.pod["volumes"] if "image" in one)
+    (mount,) = (one for one in workload.server["volumeMounts"] if one["name"] == volume["name"])
+    assert mount["readOnly"] is True
+    assert Settings.load({}, workload.environment).checkpoint == Path(mount["mountPath"])
 
 
 def test_images_are_of_this_version(manifests: dict[str, list[Object]]) -> None:
