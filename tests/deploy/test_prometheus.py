@@ -38,6 +38,8 @@ PATIENCE_S = 60.0
 EMPTY = {  # what has no data here, and why
     "engine: GPU": "no GPU serves",
     "ScalaAbsent": "it asks for what is not there",
+    "ScalaScalingBlind": "no kube-state-metrics here",
+    "ScalaAtMaxReplicas": "no kube-state-metrics here",
 }
 CONSTANT = {
     "scala_ready",
