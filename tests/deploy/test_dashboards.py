@@ -42,7 +42,7 @@ QUERIES = [*(Query(rule.get("record") or rule["alert"], rule["expr"]) for rule i
 
 
 def known_series() -> dict[str, set[str]]:
-    """The labels of everything that can be asked for, by its name: what the server and others tell, what rules record."""
+    """The labels of what can be asked for, by its name: what the server and others tell, and what rules record."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     known = FOREIGN | {rule["record"]: set(TARGET_LABELS) for rule in recording_rules()}
     for name, kind, labels in re.findall(r"^\| `(scala_\w+)` \| (\w+) \| (.*?) ?\| \S.* \|$", text, re.M):

@@ -362,7 +362,6 @@ def test_kserve_is_scraped_and_guarded_like_the_others(manifests: dict[str, list
         assert named(kserve, kind)["spec"] == named(base, kind)["spec"], kind
 
 
-
 def test_the_route_shows_what_is_for_everybody(manifests: dict[str, list[Object]], application: Runner) -> None:
     rules = named(manifests["components/gateway"], "HTTPRoute")["spec"]["rules"]
     matches = [match["path"] for rule in rules for match in rule["matches"]]
