@@ -45,14 +45,18 @@ class Running:
         raise AssertionError("the server did not get there in time")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serving(
     log: Path, *, command: Sequence[str] = ("-m", "server", "serve"), port: int = 0, **settings: str
 ) -> Iterator[Running]:
     """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = port or probe.getsockname()[1]
+    port = port or free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SCALA_")}
     environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}
