@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -21,7 +22,7 @@ from server.lifecycle import SHUTDOWN_S
 from server.routes.classify import LATE_FACTOR
 from server.serve_loop import LOAD_S
 from server.settings import Settings
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, Object, Workload, named, workloads
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, Object, Workload, named, render, workloads
 from tests.deploy.pod_security import objections
 from tests.unit.edge.application import Runner, Site
 
@@ -316,6 +317,16 @@ def test_images_are_of_this_version(manifests: dict[str, list[Object]]) -> None:
         (workload,) = workloads(manifests[f"overlays/{name}"])
         on_gpu = "nvidia.com/gpu" in workload.server["resources"]["limits"]
         assert workload.server["image"] == f"scala-serve:{version}{'-cuda' * on_gpu}"
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "dev"])
+def test_naming_a_registry_leaves_the_tag(manifests: dict[str, list[Object]], name: str, tmp_path: Path) -> None:
+    """As deploy/README.md says it: the CUDA image would be lost by naming a tag without it."""
+    (images,) = re.findall(r"^```yaml\n(images:.*?)^```$", (KUBERNETES.parent / "README.md").read_text(), re.M | re.S)
+    overlay = os.path.relpath(KUBERNETES / "overlays" / name, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\n{images}")
+    (before,), (after,) = workloads(manifests[f"overlays/{name}"]), workloads(render(tmp_path))
+    assert after.server["image"] == f"registry.example.com/{before.server['image']}"
 
 
 # -- KServe and the gateway
