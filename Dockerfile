@@ -46,11 +46,9 @@ RUN pip install --root /image --no-compile --ignore-installed --require-hashes -
 
 FROM ${PYTHON_IMAGE} AS runtime
 
-ARG SOURCE=""
 LABEL org.opencontainers.image.title="scala-serve" \
       org.opencontainers.image.description="An image-classification server that spends as much network on each request as its latency budget allows" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.source="${SOURCE}"
+      org.opencontainers.image.licenses="Apache-2.0"
 # The base comes without the standard library's bytecode, and a start takes 1.7 s with it, 2.7 s without, 4.5 s with no
 # bytecode at all (two cores). /tmp is home, since nothing else can be counted on.
 RUN python -m pip uninstall --quiet --yes pip \

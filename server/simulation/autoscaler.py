@@ -1,9 +1,9 @@
-"""How Kubernetes and KEDA choose a number of replicas, as functions of numbers: no clock, no cluster.
+"""How Kubernetes chooses a number of replicas, as functions of numbers: no clock, no cluster.
 
 Kubernetes: the HorizontalPodAutoscaler v2 as documented ("Horizontal Pod Autoscaling", kubernetes.io) and as its
 controller computes it (pkg/controller/podautoscaler: replica_calculator.go, horizontal.go), which settles what the page
-leaves open. Like there, metrics are whole thousandths of their unit. KEDA: "ScaledObject specification" (keda.sh) and
-pkg/fallback/fallback.go.
+leaves open. Like there, metrics are whole thousandths of their unit. With KEDA the same controller follows a total, an
+external metric that KEDA asks for anew at every look. A lost signal is not simulated.
 """
 
 from __future__ import annotations
@@ -152,47 +152,3 @@ class Autoscaler:
         if sign * (furthest - current) <= 0:
             return current
         return min(wanted, furthest) if sign > 0 else max(wanted, furthest)
-
-
-# -- KEDA
-
-
-@dataclass(slots=True)
-class Keda:
-    """What KEDA adds to an external metric: a value that it asks for itself, a fallback, and zero replicas.
-
-    ``polling_s`` is how old a value may become that the autoscaler is told; 0 asks at every sync, as KEDA does unless
-    ``useCachedMetrics`` is set. More than ``failure_threshold`` failures in a row, and ``fallback`` replicas are told.
-    Only the way to zero waits for ``cooldown_s`` without a value above ``activation``; None: never to zero.
-    """
-
-    target: float
-    polling_s: float = 0.0
-    fallback: int | None = None
-    failure_threshold: int = 3
-    cooldown_s: float | None = None
-    activation: float = 0.0
-    _told: float | None = None
-    _polled_s: float = -math.inf
-    _failures: int = 0
-    _active_s: float = 0.0
-
-    def total(self, now: float, value: float | None) -> float | None:
-        """What the autoscaler is told when the trigger's query gives ``value``; None: an error, both ways."""
-        if now - self._polled_s >= self.polling_s:
-            self._polled_s = now
-            self._failures = 0 if value is not None else self._failures + 1
-            self._told = value
-            if value is not None and value > self.activation:
-                self._active_s = now
-            if value is None and self.fallback is not None and self._failures > self.failure_threshold:
-                self._told = self.fallback * self.target
-        return self._told
-
-    def replicas(self, now: float, current: int) -> int:
-        """0 after the cooldown, 1 where there were none and there is something to do; else as the autoscaler says."""
-        active = self._active_s == self._polled_s
-        if not current:
-            return 1 if active else 0
-        idle = self.cooldown_s is not None and not active and now - self._active_s > self.cooldown_s
-        return 0 if idle else current

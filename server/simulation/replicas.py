@@ -28,7 +28,6 @@ from server.simulation.autoscaler import (
     WINDOW_S,
     Autoscaler,
     Behaviour,
-    Keda,
     Pod,
     by_average,
     by_total,
@@ -221,7 +220,7 @@ class _Play:
 
     def play(self) -> Course:
         balance, clock = default_rng([self.seed, 1]), default_rng([self.seed, 2])
-        self.autoscaler, self.keda = Autoscaler(self.behaviour), Keda(self.signal.target)
+        self.autoscaler = Autoscaler(self.behaviour)
         sync_phase = int(clock.integers(int(SYNC_S)))
         wanted = self.num_first
         self._create(wanted, -CPU_WARM_UP_S)
@@ -289,8 +288,8 @@ class _Play:
     def _recommended(self, current: int, staying: Sequence[Replica], now: float) -> list[int]:
         signal = self.signal
         if signal.source == "keda":
-            total = self.keda.total(now, sum(_value(replica, signal.metric) or 0.0 for replica in self.replicas))
-            found = [] if total is None else [by_total(current, total, signal.target)]
+            total = sum(_value(replica, signal.metric) or 0.0 for replica in self.replicas)
+            found = [by_total(current, total, signal.target)]
         else:
             pods = [_pod(replica, signal.metric, now, is_cpu=signal.source == "cpu") for replica in staying]
             found = [by_average(current, pods, signal.target)]

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.service.service_process import free_port
+
 START_TIMEOUT_S = 20
 
 HAPROXY = """
@@ -171,9 +173,3 @@ def found(program: str) -> str:
     if path is None:
         pytest.skip(f"{program} is not installed: apt-get install {program} to run this test")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,7 +1,8 @@
 """Pod Security Standards, level "restricted", in few lines: what the admission of a cluster would object to.
 
 Source: kubernetes.io/docs/concepts/security/pod-security-standards, for Linux, as of Kubernetes 1.34: the controls of
-"baseline" that concern pods without Windows and the alpha features, and all of "restricted".
+"baseline" that concern pods without Windows and the alpha features, and all of "restricted". Volumes of type `image`
+are not on that page: pod-security-admission, which decides, admits them since 1.33 (check_restrictedVolumes.go).
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 VOLUMES = frozenset(
-    ("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
+    (
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "image",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    )
 )
 SECCOMP = ("RuntimeDefault", "Localhost")
 SAFE_SYSCTLS = frozenset(

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.scaling import DEMANDS
 from server.metrics import OUTCOMES
+from server.simulation.autoscaler import TOLERANCE, Step
+from server.simulation.replicas import SIXTEEN
+from server.simulation.scaling import GUARD, OUR_SIGNAL, TARGET
 from tests.deploy.manifests import KUBERNETES, Object, named
 from tests.unit.edge.application import Runner, Site
 
-TOLERANCE = 0.1  # within which of its target the HPA leaves things as they are, by default
 NAMESPACE = "scala-serve"
 DEMAND, MISSED = "scala_full_width_demand_ratio", "scala_missed_budget_ratio"
 NEITHER = {"impossible", "cancelled"}  # requests that no number of replicas could have answered in time
@@ -143,6 +146,23 @@ def test_both_ask_the_same_prometheus(scaled_object: Object) -> None:
     values = yaml.safe_load((KUBERNETES / "components/hpa/prometheus-adapter.yaml").read_text())["prometheus"]
     address = f"{values['url']}:{values['port']}"
     assert [trigger["metadata"]["serverAddress"] for trigger in scaled_object["triggers"]] == [address] * 2
+
+
+def test_what_is_simulated_is_what_is_deployed(autoscaler: Object) -> None:
+    """But for how many replicas there may be."""
+    assert [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"]] == [TARGET, GUARD]
+    assert (OUR_SIGNAL.target, OUR_SIGNAL.guard) == (TARGET, GUARD)
+    assert TARGET in DEMANDS  # what one replica loses at it is told by the benchmark
+    up, down = (autoscaler["behavior"][way] for way in ("scaleUp", "scaleDown"))
+    assert {way["selectPolicy"] for way in (up, down)} == {"Max"}
+    assert set(SIXTEEN.up) == steps(up)
+    assert set(SIXTEEN.down) == steps(down)
+    windows = tuple(way["stabilizationWindowSeconds"] for way in (up, down))
+    assert (SIXTEEN.up_window_s, SIXTEEN.down_window_s) == windows
+
+
+def steps(way: Object) -> set[Step]:
+    return {Step(one["value"], one["type"] == "Percent", one["periodSeconds"]) for one in way["policies"]}
 
 
 # -- what they ask for exists

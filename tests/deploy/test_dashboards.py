@@ -30,14 +30,21 @@ from tests.deploy.monitoring_files import (
 TARGET_LABELS = {"namespace", "job", "instance"}  # that a scrape adds
 UNITS = {"percentunit", "s", "bytes", "reqps", "none"}  # or one of our own, as "suffix: images"
 GRID_COLUMNS = 24
-SELECTOR = re.compile(r"\b((?:\w+:)?scala[_:][\w:]+)(?:{(.*?)})?")
+SELECTOR = re.compile(r"\b((?:\w+:)?scala[_:][\w:]+|kube_\w+)(?:{(.*?)})?")
+# What others tell. kube-state-metrics: docs/metrics/workload/horizontalpodautoscaler-metrics.md of its repository.
+AUTOSCALER = {"namespace", "horizontalpodautoscaler"}
+FOREIGN = {
+    "kube_horizontalpodautoscaler_status_condition": AUTOSCALER | {"condition", "status"},
+    "kube_horizontalpodautoscaler_status_current_replicas": AUTOSCALER,
+    "kube_horizontalpodautoscaler_spec_max_replicas": AUTOSCALER,
+}
 QUERIES = [*(Query(rule.get("record") or rule["alert"], rule["expr"]) for rule in rules()), *dashboard_queries()]
 
 
 def known_series() -> dict[str, set[str]]:
-    """The labels of everything that can be asked for, by its name: what the server tells, and what rules record."""
+    """The labels of what can be asked for, by its name: what the server and others tell, and what rules record."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    known = {rule["record"]: set(TARGET_LABELS) for rule in recording_rules()}
+    known = FOREIGN | {rule["record"]: set(TARGET_LABELS) for rule in recording_rules()}
     for name, kind, labels in re.findall(r"^\| `(scala_\w+)` \| (\w+) \| (.*?) ?\| \S.* \|$", text, re.M):
         own = TARGET_LABELS | set(re.findall(r"`(\w+)`", labels))
         known |= (

@@ -186,7 +186,6 @@ def test_the_image_tells_what_it_is() -> None:
         "title": project["name"],
         "description": project["description"],
         "licenses": project["license"],
-        "source": "${SOURCE}",
         "version": "${VERSION}",
         "revision": "${REVISION}",
     }

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -21,12 +22,13 @@ from server.lifecycle import SHUTDOWN_S
 from server.routes.classify import LATE_FACTOR
 from server.serve_loop import LOAD_S
 from server.settings import Settings
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, Object, Workload, named, workloads
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, Object, Workload, named, render, workloads
 from tests.deploy.pod_security import objections
 from tests.unit.edge.application import Runner, Site
 
 # Those that kubernetes-validate knows; the oldest is the first that has a preStop `sleep` without a feature gate.
 VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+SINCE = {"components/checkpoint": "1.31"}
 # Defined by operators. Of KServe's runtime the container is checked, as a pod's.
 CUSTOM = {"HTTPRoute", "InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime"}
 MARGIN_S = 5  # of a pod's time to leave: for its last log lines and spans, and a slow node
@@ -34,9 +36,10 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 Change = Callable[[Object], object]
 
 
-def all_objects(manifests: dict[str, list[Object]]) -> list[Object]:
-    """Each once, however many overlays it is in."""
-    return [json.loads(text) for text in sorted({json.dumps(one) for some in manifests.values() for one in some})]
+def all_objects(manifests: dict[str, list[Object]], version: str = VERSIONS[-1]) -> list[Object]:
+    """Each once, however many overlays it is in; without components that need a newer Kubernetes."""
+    taken = [objects for name, objects in manifests.items() if SINCE.get(name, VERSIONS[0]) <= version]
+    return [json.loads(text) for text in sorted({json.dumps(one) for some in taken for one in some})]
 
 
 def all_workloads(manifests: dict[str, list[Object]]) -> list[Workload]:
@@ -56,7 +59,7 @@ def as_pod(runtime: Object) -> Object:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_knows_every_field(manifests: dict[str, list[Object]], version: str) -> None:
-    for one in all_objects(manifests):
+    for one in all_objects(manifests, version):
         if one["kind"] in CUSTOM:
             with pytest.raises(kubernetes_validate.SchemaNotFoundError):
                 kubernetes_validate.validate(one, version, strict=True)
@@ -232,7 +235,7 @@ def test_settings_are_those_of_the_server(objects: list[Object]) -> None:
         assert settings.host == "0.0.0.0"
         (port,) = workload.server["ports"]
         assert (port["name"], port["containerPort"]) == ("http", settings.port)
-        writable = {mount["mountPath"] for mount in workload.server["volumeMounts"]}
+        writable = {mount["mountPath"] for mount in workload.server["volumeMounts"] if not mount.get("readOnly")}
         assert writable == {"/tmp", str(settings.profile_dir)}
 
 
@@ -292,12 +295,38 @@ def test_a_rollout_never_waits_for_a_gpu_that_is_taken(manifests: dict[str, list
     assert toleration in on_gpu["template"]["spec"]["tolerations"]
 
 
+def test_a_pod_with_a_gpu_never_serves_from_the_cpu(manifests: dict[str, list[Object]]) -> None:
+    """The server ends where CUDA was asked for and is not there."""
+    found = {name: Settings.load({}, next(workloads(manifests[f"overlays/{name}"])).environment) for name in OVERLAYS}
+    assert {name: settings.device for name, settings in found.items()} == {
+        name: "cuda" if name == "gpu" else "auto" for name in OVERLAYS
+    }
+
+
+def test_a_checkpoint_is_read_from_where_it_is_mounted(manifests: dict[str, list[Object]]) -> None:
+    (workload,) = workloads(manifests["components/checkpoint"])
+    (volume,) = (one for one in workload.pod["volumes"] if "image" in one)
+    (mount,) = (one for one in workload.server["volumeMounts"] if one["name"] == volume["name"])
+    assert mount["readOnly"] is True
+    assert Settings.load({}, workload.environment).checkpoint == Path(mount["mountPath"])
+
+
 def test_images_are_of_this_version(manifests: dict[str, list[Object]]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for name in OVERLAYS:
         (workload,) = workloads(manifests[f"overlays/{name}"])
         on_gpu = "nvidia.com/gpu" in workload.server["resources"]["limits"]
         assert workload.server["image"] == f"scala-serve:{version}{'-cuda' * on_gpu}"
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "dev"])
+def test_naming_a_registry_leaves_the_tag(manifests: dict[str, list[Object]], name: str, tmp_path: Path) -> None:
+    """As deploy/README.md says it: the CUDA image would be lost by naming a tag without it."""
+    (images,) = re.findall(r"^```yaml\n(images:.*?)^```$", (KUBERNETES.parent / "README.md").read_text(), re.M | re.S)
+    overlay = os.path.relpath(KUBERNETES / "overlays" / name, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\n{images}")
+    (before,), (after,) = workloads(manifests[f"overlays/{name}"]), workloads(render(tmp_path))
+    assert after.server["image"] == f"registry.example.com/{before.server['image']}"
 
 
 # -- KServe and the gateway
@@ -311,6 +340,7 @@ def test_kserve_runs_the_same_container(manifests: dict[str, list[Object]]) -> N
     of_kserve = {"SCALA_PORT": "8080", "SCALA_MODEL_NAME": "tiny-imagenet"}
     assert kserve.environment == base.environment | of_kserve
     context = base.server["securityContext"] | base.pod["securityContext"]
+    del context["fsGroup"]  # of a pod alone: whoever gives KServe's a claimed volume says it in the InferenceService
     assert kserve.server["securityContext"] == context
     assert all(kserve.server[probe] | {"httpGet": 0} == base.server[probe] | {"httpGet": 0} for probe in PROBES)
 
@@ -331,6 +361,16 @@ def test_kserve_finds_what_it_asks_for(manifests: dict[str, list[Object]]) -> No
     assert service["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats
     target = named(objects, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"]
     assert target == f"{service['metadata']['name']}-predictor"
+
+
+def test_kserve_is_scraped_and_guarded_like_the_others(manifests: dict[str, list[Object]]) -> None:
+    """But for its gateway, which is another."""
+    base, kserve = manifests["overlays/cpu"], copy.deepcopy(manifests["overlays/kserve"])
+    gateway = named(kserve, "NetworkPolicy")["spec"]["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"]
+    assert gateway == {"kubernetes.io/metadata.name": "envoy-gateway-system"}
+    gateway["kubernetes.io/metadata.name"] = "gateway-system"
+    for kind in ("PodDisruptionBudget", "PodMonitor", "PrometheusRule", "NetworkPolicy"):
+        assert named(kserve, kind)["spec"] == named(base, kind)["spec"], kind
 
 
 def test_the_route_shows_what_is_for_everybody(manifests: dict[str, list[Object]], application: Runner) -> None:

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.bench.client import Client, closed_loop
 from tests.deploy.monitoring_files import RULES, Query, alerts, dashboard_queries, recording_rules, rules
-from tests.service.service_process import Running, draw_photos, serving
+from tests.service.service_process import Running, draw_photos, free_port, serving
 
 pytestmark = [
     pytest.mark.service,
@@ -38,6 +38,8 @@ PATIENCE_S = 60.0
 EMPTY = {  # what has no data here, and why
     "engine: GPU": "no GPU serves",
     "ScalaAbsent": "it asks for what is not there",
+    "ScalaScalingBlind": "no kube-state-metrics here",
+    "ScalaAtMaxReplicas": "no kube-state-metrics here",
 }
 CONSTANT = {
     "scala_ready",
@@ -102,10 +104,7 @@ def watching(folder: Path, port: int) -> Iterator[Prometheus]:
         ],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))  # which is YAML, too
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        own_port = probe.getsockname()[1]
-    address = f"127.0.0.1:{own_port}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)

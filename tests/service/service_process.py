@@ -45,6 +45,12 @@ class Running:
         raise AssertionError("the server did not get there in time")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serving(
     log: Path,
@@ -58,9 +64,7 @@ def serving(
 
     ``within`` is a command that becomes the one it is given, such as ``taskset -c 0``.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = port or probe.getsockname()[1]
+    port = port or free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SCALA_")}
     environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}

@@ -1,4 +1,4 @@
-"""What Kubernetes' autoscaler and KEDA make of samples, step by step, worked out from their descriptions."""
+"""What Kubernetes' autoscaler makes of samples, step by step, worked out from its description."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.simulation.autoscaler import Autoscaler, Behaviour, Keda, Pod, Step, by_average, by_total
+from server.simulation.autoscaler import Autoscaler, Behaviour, Pod, Step, by_average, by_total
 
 PENDING = Pod(None, counts=False)
 SILENT = Pod(None)
@@ -47,6 +47,12 @@ def test_who_is_not_ready_is_nothing_on_the_way_up_and_nobody_on_the_way_down() 
     assert by_average(4, [*pods(0.3, 0.3), PENDING, PENDING], 0.75) == 1, "0.8 of the two that are there"
     assert by_average(2, [Pod(0.9), Pod(0.9, counts=False)], 0.75) == 2, "a sample that is not to be trusted"
     assert by_average(5, [*pods(1.7), SILENT, PENDING], 0.75) == 5, "never fewer for too high a load"
+
+
+@pytest.mark.parametrize("replicas", [2, 5, 10])
+def test_one_sick_pod_asks_for_the_same_among_few_and_many(replicas: int) -> None:
+    """A share that one of them has of 1, and the others of 0: 1 / 0.05."""
+    assert by_average(replicas, pods(1.0, *[0.0] * (replicas - 1)), 0.05) == 20
 
 
 def test_a_total_is_shared() -> None:
@@ -108,32 +114,3 @@ def test_steps_count_what_changed_within_their_period() -> None:
 def test_of_several_metrics_the_highest_counts_and_without_any_nothing_changes() -> None:
     assert Autoscaler().sync(15.0, 2, [1, 5, 3]) == 5
     assert Autoscaler().sync(15.0, 2, []) == 2
-
-
-# -- KEDA
-
-
-def test_a_cached_value_is_as_old_as_the_polling_interval() -> None:
-    keda = Keda(0.75, polling_s=30)
-    assert [keda.total(15.0 * i, float(i)) for i in range(5)] == [0.0, 0.0, 2.0, 2.0, 4.0]
-
-
-def test_after_more_failures_than_the_threshold_the_fallback_is_told() -> None:
-    keda = Keda(0.75, fallback=4, failure_threshold=2)
-    told = [keda.total(15.0 * i, value) for i, value in enumerate([1.0, None, None, None, 2.0, None])]
-    assert told == [1.0, None, None, 3.0, 2.0, None]
-    assert by_total(2, 3.0, 0.75) == 4
-    assert Keda(0.75).total(0.0, None) is None
-
-
-def test_only_the_way_to_zero_waits_for_the_cooldown() -> None:
-    keda = Keda(0.75, cooldown_s=60)
-    numbers, current = [], 3
-    for i, value in enumerate([1.0, 0, 0, 0, 0, 0, 0, 0.5]):
-        keda.total(15.0 * i, value)
-        current = keda.replicas(15.0 * i, current)
-        numbers.append(current)
-    assert numbers == [3, 3, 3, 3, 3, 0, 0, 1], "more than 60 s after the last value above 0"
-    forever = Keda(0.75)
-    forever.total(1000.0, 0.0)
-    assert forever.replicas(1000.0, 3) == 3
