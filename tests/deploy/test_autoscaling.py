@@ -22,6 +22,7 @@ from tests.unit.edge.application import Runner, Site
 
 NAMESPACE = "scala-serve"
 DEMAND, MISSED = "scala_full_width_demand_ratio", "scala_missed_budget_ratio"
+LOOP = "scala_event_loop_busy_ratio"
 NEITHER = {"impossible", "cancelled"}  # requests that no number of replicas could have answered in time
 # Samples, 15 s apart, of two pods, one of which is scraped by two jobs, and of another namespace's.
 SERIES = {
@@ -29,6 +30,10 @@ SERIES = {
     f'{DEMAND}{{namespace="{NAMESPACE}",pod="a",job="2"}}': "0.9x20",
     f'{DEMAND}{{namespace="{NAMESPACE}",pod="b",job="1"}}': "0.3x20",
     f'{DEMAND}{{namespace="other",pod="c",job="1"}}': "5x20",
+    f'{LOOP}{{namespace="{NAMESPACE}",pod="a",job="1"}}': "0.4x20",
+    f'{LOOP}{{namespace="{NAMESPACE}",pod="a",job="2"}}': "0.4x20",
+    f'{LOOP}{{namespace="{NAMESPACE}",pod="b",job="1"}}': "0.2x20",
+    f'{LOOP}{{namespace="other",pod="c",job="1"}}': "5x20",
     # a: 3/s met, 1/s shed, and what does not count; b: 1 in 10 s expired, and nothing else.
     f'scala_budget_total{{namespace="{NAMESPACE}",pod="a",outcome="met"}}': "0+45x20",
     f'scala_budget_total{{namespace="{NAMESPACE}",pod="a",outcome="shed"}}': "0+15x20",
@@ -37,7 +42,7 @@ SERIES = {
     f'scala_budget_total{{namespace="{NAMESPACE}",pod="b",outcome="expired"}}': "0+1.5x20",
     'scala_budget_total{namespace="other",pod="c",outcome="missed"}': "0+600x20",
 }
-OF_EACH = {DEMAND: {"a": 0.9, "b": 0.3}, MISSED: {"a": 0.25, "b": 0.1}}
+OF_EACH = {DEMAND: {"a": 0.9, "b": 0.3}, MISSED: {"a": 0.25, "b": 0.1}, LOOP: {"a": 0.4, "b": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def quantity(text: str) -> float:
 
 def test_the_adapter_has_every_metric_that_the_autoscaler_asks_for(autoscaler: Object, rules: dict[str, Any]) -> None:
     asked = [metric["pods"]["metric"]["name"] for metric in autoscaler["metrics"]]
-    assert asked == [DEMAND, MISSED]
+    assert asked == [DEMAND, MISSED, LOOP]
     assert rules.keys() == set(asked)
     for rule in rules.values():
         assert rule["resources"]["overrides"] == {label: {"resource": label} for label in ("namespace", "pod")}
@@ -145,12 +150,12 @@ def test_replicas_at_rest_have_room_at_full_width(autoscaler: Object) -> None:
 def test_both_ask_the_same_prometheus(scaled_object: Object) -> None:
     values = yaml.safe_load((KUBERNETES / "components/hpa/prometheus-adapter.yaml").read_text())["prometheus"]
     address = f"{values['url']}:{values['port']}"
-    assert [trigger["metadata"]["serverAddress"] for trigger in scaled_object["triggers"]] == [address] * 2
+    assert [trigger["metadata"]["serverAddress"] for trigger in scaled_object["triggers"]] == [address] * 3
 
 
 def test_what_is_simulated_is_what_is_deployed(autoscaler: Object) -> None:
-    """But for how many replicas there may be."""
-    assert [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"]] == [TARGET, GUARD]
+    """But for how many replicas there may be, and for HTTP's share, which is not simulated."""
+    assert [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"][:2]] == [TARGET, GUARD]
     assert (OUR_SIGNAL.target, OUR_SIGNAL.guard) == (TARGET, GUARD)
     assert TARGET in DEMANDS  # what one replica loses at it is told by the benchmark
     up, down = (autoscaler["behavior"][way] for way in ("scaleUp", "scaleDown"))
@@ -169,13 +174,13 @@ def steps(way: Object) -> set[Step]:
 
 
 def test_what_they_ask_for_is_exported(exported: set[str], rules: dict[str, Any], scaled_object: Object) -> None:
-    queries = [expanded(rule) for rule in rules.values()]
+    queries = [expanded(rules[metric]) for metric in (DEMAND, MISSED, LOOP)]
     queries += [trigger["metadata"]["query"] for trigger in scaled_object["triggers"]]
     asked = [set(re.findall(r"scala_\w+", query)) for query in queries]
-    assert asked == [{DEMAND}, {"scala_budget_total"}] * 2
+    assert asked == [{DEMAND}, {"scala_budget_total"}, {LOOP}] * 2
     assert set().union(*asked) <= exported
     outcomes = [[set(found.split("|")) for found in re.findall(r'outcome=~"(.*?)"', query)] for query in queries]
-    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met", "failed"}, set(OUTCOMES) - NEITHER]] * 2
+    assert outcomes == [[], [set(OUTCOMES) - NEITHER - {"met", "failed"}, set(OUTCOMES) - NEITHER], []] * 2
 
 
 def test_keda_asks_for_the_overlays_namespace(manifests: dict[str, list[Object]], scaled_object: Object) -> None:
@@ -188,7 +193,7 @@ def test_keda_asks_for_the_overlays_namespace(manifests: dict[str, list[Object]]
 
 
 @needs_promtool
-@pytest.mark.parametrize("metric", [DEMAND, MISSED])
+@pytest.mark.parametrize("metric", [DEMAND, MISSED, LOOP])
 def test_the_adapter_gives_a_value_for_each_pod(rules: dict[str, Any], metric: str, tmp_path: Path) -> None:
     query, values = expanded(rules[metric]), {f'{{pod="{pod}"}}': value for pod, value in OF_EACH[metric].items()}
     assert gives(query, values, tmp_path)
@@ -196,7 +201,7 @@ def test_the_adapter_gives_a_value_for_each_pod(rules: dict[str, Any], metric: s
 
 
 @needs_promtool
-@pytest.mark.parametrize(("trigger", "metric"), [(0, DEMAND), (1, MISSED)])
+@pytest.mark.parametrize(("trigger", "metric"), [(0, DEMAND), (1, MISSED), (2, LOOP)])
 def test_keda_gets_one_series_which_is_their_sum(
     scaled_object: Object, trigger: int, metric: str, tmp_path: Path
 ) -> None:
