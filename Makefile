@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser test-deploy chaos lint bench-engine bench-agreement bench-peers \
+.PHONY: help install serve test test-browser test-deploy chaos soak lint bench-engine bench-agreement bench-peers \
   bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
   image-cuda clean
 
@@ -53,11 +53,14 @@ simulate: $(VENV)/.dev ## Compare policies in simulated time, on two profiles: 1
 simulate-full: $(VENV)/.dev ## The same with all policies and workloads: hours, and goes on where it was stopped
 	$(BIN)/scala-serve simulate --full $(ARGS)
 
-simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: 10 minutes
+simulate-scaling: $(VENV)/.dev ## Simulate replicas and their autoscaler by several signals: goes on where it was stopped
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 chaos: $(VENV)/.dev ## Attack a real server: hostile input, faults, a soak, overload; 15 minutes, JSON last line
 	$(BIN)/python -m pytest -q tests/chaos $(ARGS)
+
+soak: $(VENV)/.dev ## The soak of chaos for 30 minutes and its overload for one, samples as they come
+	SOAK_MINUTES=30 OVERLOAD_SECONDS=60 $(BIN)/python -m pytest -q -s tests/chaos/test_soak.py tests/chaos/test_overload.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .

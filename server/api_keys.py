@@ -1,4 +1,4 @@
-"""Who may ask: API keys, of which the server knows only hashes, and a rate for each of them.
+"""Who may ask for what: API keys, of which the server knows only hashes, and a rate for each of them.
 
 A key is 32 random bytes. Salts and slow hashes protect passwords, which can be guessed; 256 random bits cannot, so a
 plain SHA-256 gives nothing of them away, and takes a microsecond of every request.
@@ -30,6 +30,7 @@ _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})[ \t]+(?P<hash>[0-9a-f]{64})")
 # Probes carry no keys; and a page must be there before it can ask for one. Their calls carry it.
 _OPEN = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _OPEN_FOLDERS = ("/v2/health/", "/docs/", "/playground/")
+_FOR_CALLERS = frozenset({"/v1/classify", "/v1/quote", "/v1/model", "/livez", "/readyz", "/v2"})
 
 
 def new_key() -> str:
@@ -72,6 +73,11 @@ def read_keys(path: Path) -> dict[str, bytes]:
 def is_open(path: str) -> bool:
     """Whether anybody may ask for it, with keys on."""
     return path in _OPEN or path.startswith(_OPEN_FOLDERS)
+
+
+def is_for_callers(path: str) -> bool:
+    """Whether it is there for whoever has images, rather than for the operator: see ``admin_address``."""
+    return path in _FOR_CALLERS or (path.startswith("/v2/") and not path.endswith("/stats"))
 
 
 class Gate:

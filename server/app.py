@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -36,7 +35,7 @@ from server.errors import RequestError
 from server.gpu import GpuCollector
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
-from server.load_monitor import LoadMonitor
+from server.load_monitor import DEMAND_TAU_S, DecayingRate, LoadMonitor
 from server.machine import MachineReader, memory_limit_bytes
 from server.metrics import Metrics
 from server.planner import Planner
@@ -53,6 +52,7 @@ from server.schemas import EffectiveSettings
 from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
+from server.threads import started_pool
 from server.tracing import tracer_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def assemble(
         raise SettingsError(str(error)) from None
     lifecycle, metrics, monitor, queue = Lifecycle(), Metrics(), LoadMonitor(), RequestQueue()
     profile = LatencyProfile(measured, engine.max_batch)
-    device = Device(engine, lifecycle)
+    device = Device(engine, lifecycle, checkpoint.config.num_classes)
     admission = Admission(
         queue,
         profile,
@@ -130,7 +130,7 @@ def assemble(
         quotes=QuoteBook(),
         pulse=Pulse(),
         decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
-        decoders=ThreadPoolExecutor(num_decoders, thread_name_prefix="decode"),
+        decoders=started_pool(num_decoders, "decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
@@ -146,8 +146,10 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
         version=version("scala-serve"),
         description="Image classification that never takes longer than asked.",
         lifespan=_lifespan(services, engine, machine),
+        docs_url=None,  # the page itself is ours, for its headers: see routes/pages.py
         redoc_url=None,
         static_url="/docs/assets",
+        redirect_slashes=False,  # to wherever the request's Host header says
     )
     for routes in (classify, quote, events, health, model, settings_route, oip, pages):
         app.include_router(routes.router)
@@ -283,21 +285,32 @@ def _note_failure(services: Services, task: asyncio.Task[None]) -> None:
 
 
 async def _watch(services: Services, engine: Engine, machine: MachineReader) -> None:
-    """Look at the machine and at the event loop's lag, a few times a second."""
+    """Look at the machine and at the event loop, in whose thread this runs, a few times a second."""
     gauge = services.metrics.gauge
     cpu_load = gauge("cpu_load_ratio", "Share of all cores that is busy")
     throttled = gauge("cpu_throttled_ratio", "Share of scheduling periods in which the cgroup was throttled")
     memory = gauge("memory_bytes", "Resident memory of the process")
     lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
+    loop_busy = gauge("event_loop_busy_ratio", "Share of one core that the event loop's thread takes, smoothed")
+    used, used_s = DecayingRate(DEMAND_TAU_S), time.thread_time()
+    readable = True
     while True:
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
         lag.set(max(0.0, time.monotonic() - due))
+        used.add(time.thread_time() - used_s, time.monotonic())
+        used_s = time.thread_time()
+        loop_busy.set(used.value(time.monotonic()))
         try:
             sample = machine.sample()
-        except (OSError, psutil.Error):  # telemetry must not end the server
-            log.warning("the machine's load cannot be read", exc_info=True)
+        except (OSError, psutil.Error) as error:  # telemetry must not end the server, nor fill its log
+            if readable:
+                log.warning("the machine's load cannot be read: %s", error)
+            readable = False
             continue
+        if not readable:
+            log.info("the machine's load can be read again")
+        readable = True
         services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
         cpu_load.set(sample.cpu_load)
         throttled.set(sample.throttled)
@@ -321,6 +334,7 @@ def _export(services: Services, engine: Engine) -> None:
         ("memory_limit_bytes", "What the process may use"): memory_limit_bytes,
         ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
     }
+    memory_limit_bytes()  # reads what it keeps, while a file can be opened
     for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
     services.metrics.registry.register(GpuCollector())

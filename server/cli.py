@@ -81,6 +81,9 @@ def serve(
         str | None, _setting("HOST", "Address to listen on; 0.0.0.0: every interface.", "127.0.0.1")
     ] = None,
     port: Annotated[str | None, _setting("N", "TCP port to listen on; 0 takes any free one.", "8000")] = None,
+    admin_address: Annotated[
+        str | None, _setting("HOST:PORT", "Where pages, metrics and settings are alone.", "beside the API")
+    ] = None,
     workers: Annotated[str | None, _setting("N", "Processes: always 1. More devices need more replicas.", "1")] = None,
     log_level: Annotated[str | None, _setting("LEVEL", "debug, info, warning, error or critical.", "info")] = None,
     log_format: Annotated[str | None, _setting("NAME", "text, or json: one object a line.", "text")] = None,
@@ -100,6 +103,12 @@ def serve(
     max_pixels: Annotated[str | None, _setting("N", "Pixels that an image may have.", "50000000")] = None,
     max_batch: MaxBatchFlag = None,
     max_queue: Annotated[str | None, _setting("N", "Images that may wait; more are refused.", "256")] = None,
+    max_connections: Annotated[
+        str | None, _setting("N", "Connections at once; of more, the longest waited for are closed.", "1000")
+    ] = None,
+    client_timeout_s: Annotated[
+        str | None, _setting("S", "Seconds to send a request in, and to take an answer in.", "30")
+    ] = None,
     profile_dir: ProfileDirFlag = None,
     decision_log: Annotated[str | None, _setting("DIR", "Records every decision, for replay.", "no record")] = None,
     decision_log_bytes: Annotated[str | None, _setting("N", "Bytes that the record may have.", "67108864")] = None,
@@ -130,8 +139,9 @@ def serve(
         scala-serve serve --checkpoint runs/fine-tune/checkpoint/fine-tune --default-budget-ms 250
         scala-serve serve --log-format json --access-log on
 
-    Exit codes: 0 left as asked, by SIGTERM or Ctrl-C; 1 it could not listen; 2 wrong setting or checkpoint; 70 the
-    engine failed and the supervisor should start it again; 128 and more a second signal.
+    Exit codes: 0 left as asked, by SIGTERM, SIGHUP or Ctrl-C; 1 it could not listen, or stood still for a minute; 2
+    wrong setting or checkpoint; 70 the engine failed and the supervisor should start it again; 128 and more a second
+    signal.
 
     """
     flags = dict(locals())

@@ -7,19 +7,20 @@ parsers stumble over is one of our errors.
 from __future__ import annotations
 
 import binascii
+import ctypes
 import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
-from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
+from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -90,9 +91,9 @@ def check_media_type(declared: str | None) -> None:
 class ImageDecoder:
     """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares.
 
-    Building one makes two settings that Pillow knows for the whole process only, so that no request has to: its own
-    size limit is raised to ``max_pixels`` where it is lower, and its warnings, whose texts a request can make up, reach
-    neither the log nor Python's ever-growing list of warnings given.
+    Building one makes three settings that Pillow knows for the whole process only, so that no request has to: its own
+    size limit is raised to ``max_pixels`` where it is lower; its warnings, whose texts a request can make up, reach
+    neither the log nor Python's ever-growing list of warnings given; and what libtiff thinks of an image is not told.
     """
 
     spec: Preprocessing
@@ -102,13 +103,14 @@ class ImageDecoder:
         Image.init()  # all plugins now, instead of in the first request
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        _silence_libtiff()
 
     def __call__(self, image: Encoded | Raster) -> Pixels:
         """The pixels that the network wants of an encoded image, or of one that needs no decoding.
 
         Raises ``BadRequest`` for an empty image and for text that is no base64, ``UnsupportedImage`` for bytes that are
-        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, and ``BrokenImage`` for an image that
-        fails to decode.
+        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, ``BrokenImage`` for an image that fails
+        to decode, and ``Unavailable`` for one that does so because there is no memory.
         """
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape
@@ -142,8 +144,22 @@ class ImageDecoder:
             raise self._too_large(num_pixels) from error
         except UnidentifiedImageError as error:
             raise _unidentified(body) from error
+        except MemoryError as error:
+            if not self._has_memory():
+                raise Unavailable(
+                    "The server has no memory to decode this image now; try again in a second."
+                ) from error
+            raise _broken() from error
         except Exception as error:  # the plugins raise whatever their parsers stumble over, even MemoryError
             raise _broken() from error
+
+    def _has_memory(self) -> bool:
+        """Whether there is room for the largest image. Nothing of it is touched, so it costs nothing."""
+        try:
+            np.empty(4 * self.max_pixels, np.uint8)
+        except MemoryError:
+            return False
+        return True
 
     def _open(self, body: bytes) -> Image.Image:
         if not body:
@@ -171,6 +187,13 @@ class ImageDecoder:
 
     def _too_large(self, num_pixels: str) -> TooLarge:
         return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+
+
+def _silence_libtiff() -> None:
+    """It would write a line to standard error for each fault it finds, past the log and its form, and wait there if
+    nobody reads. Pillow has no setting for it, but is linked with it."""
+    with suppress(OSError, AttributeError):  # linked in another way: then it is not silent
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _bytes_of(encoded: Encoded) -> bytes:

@@ -15,12 +15,13 @@ from contextlib import suppress
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
-from server.api_keys import Gate
+from server.api_keys import Gate, is_for_callers
 from server.lifecycle import Lifecycle
 from server.log import PROBES, http_log, log_access, log_engine_failures
 from server.routes.problem import error_response
@@ -53,6 +54,7 @@ class Edge:
         self._app, self._services, self._hot, self._gate = app, services, hot, gate
         self._lifecycle, self._metrics, self._tracer = services.lifecycle, services.metrics, services.tracer
         self._logs_access = services.settings.access_log == "on"
+        self._admin = services.settings.admin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +67,7 @@ class Edge:
         self._lifecycle.in_flight += 1
         try:
             _, endpoint = self._hot.get((scope["method"], scope["path"]), (None, None))
-            if self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
+            if (refusal := self._refusal(scope)) is not None:
                 response = await answer_error(Request(scope, exchange.receive), refusal)
                 await response(scope, exchange.receive, exchange.send)
             elif endpoint is None:
@@ -82,6 +84,14 @@ class Edge:
         finally:
             self._lifecycle.in_flight -= 1
             self._record(scope, exchange.status, (exchange.answered_at or time.monotonic()) - arrival)
+
+    def _refusal(self, scope: Scope) -> Exception | None:
+        """Why nobody looks at a request any further: its key, or nothing of the kind is at the address it came to."""
+        if self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
+            return refusal
+        if self._admin is None or scope["server"][1] == self._admin[1] or is_for_callers(scope["path"]):
+            return None
+        return HTTPException(404)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route, state = getattr(scope.get("route"), "path", None) or "none", scope["state"]
@@ -129,7 +139,7 @@ def outcome_of(error: Exception) -> str | None:
 
 
 class _Exchange:
-    """One response on its way out: adds the request id, remembers the status, closes connections while leaving.
+    """One response on its way out: adds what all have, remembers the status, closes connections while leaving.
 
     A connection that is closed while its client uploads is reset, and the client may never see the answer: where that
     one comes before the body's end, the close waits for the rest. ``answered_at`` is then the instant of the answer.
@@ -150,6 +160,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._scope["state"]["request_id"]
+            headers["X-Content-Type-Options"] = "nosniff"  # nobody shall take an answer for a page
             if self._is_leaving():
                 headers["Connection"] = "close"
         elif self._uploading and not message.get("more_body", False) and self._closes():

@@ -1,6 +1,7 @@
 """Everything that can go wrong with a request, as one tree.
 
-A request meets the errors in this order: it has no API key where one is asked for (``NoApiKey``), one that is not known
+A request meets the errors in this order: it comes in too slowly (``TooSlow``) or with too large a head
+(``HeadTooLarge``); it has no API key where one is asked for (``NoApiKey``), one that is not known
 (``UnknownApiKey``) or one that was used too often (``RateLimited``); it asks for a model that is not here
 (``UnknownModel``); it is malformed (``BadRequest``), too big (``TooLarge``), not of a type that its route reads
 (``UnsupportedBody``), not an image type we read (``UnsupportedImage``) or an image that fails to decode
@@ -49,6 +50,14 @@ class BadRequest(RequestError, ValueError):
 
 class TooLarge(RequestError, ValueError):
     """More bytes or pixels than the configured limit."""
+
+
+class TooSlow(RequestError):
+    """The request did not come in within the time that a client has."""
+
+
+class HeadTooLarge(RequestError, ValueError):
+    """More headers, or more bytes of them, than any request needs."""
 
 
 class UnsupportedBody(RequestError, ValueError):

@@ -12,7 +12,10 @@ from prometheus_client.registry import Collector
 
 
 class GpuCollector(Collector):
-    """Gives ``scala_gpu_utilization_ratio`` to each scrape, unless no GPU serves here, or NVML is absent or fails."""
+    """Gives ``scala_gpu_utilization_ratio`` to each scrape, unless no GPU serves here, or NVML is absent or fails.
+
+    A device that is lost ends no scrape either: what it says of the end is worth the most.
+    """
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -37,5 +40,5 @@ class GpuCollector(Collector):
                 device = torch.cuda.get_device_properties(torch.cuda.current_device())
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{device.uuid}")
             return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
-        except pynvml.NVMLError:
+        except (pynvml.NVMLError, RuntimeError):  # the latter from torch
             return None

@@ -1,33 +1,47 @@
 """From start to exit: starting, ready, draining, refusing, gone.
 
-SIGTERM or SIGINT: not ready at once, new requests are still served for the grace period (the balancer needs time to
-notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. Every answer closes
-its connection meanwhile, so that callers with a connection of their own go elsewhere too. A server that is not ready
-yet, so that nobody was sent to it, has no grace period. A second signal leaves now. An engine that hangs or keeps
-failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+SIGTERM, SIGINT or SIGHUP: not ready at once, new requests are still served for the grace period (the balancer needs
+time to notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. Every
+answer closes its connection meanwhile, so that callers with a connection of their own go elsewhere too. A server that
+is not ready yet, so that nobody was sent to it, has no grace period. A second SIGTERM or SIGINT leaves now. An engine
+that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+
+Native code that keeps the interpreter's lock stands still the event loop, and with it every watchdog written in Python.
+The last one is C: after a minute without a turn of the event loop it writes where each thread is to standard error, and
+leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
+import time
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import uvicorn
 
 from server.errors import Unavailable
+from server.threads import started_pool
 
 if TYPE_CHECKING:
+    from server.connection import Connection, Doorkeeper
     from server.settings import Settings
 
 EX_SOFTWARE = 70
+STDERR = 2
+NUM_HELPERS = 4  # threads for what takes long and is no decoding: plans, long answers
+STANDSTILL_S = 60.0  # of the event loop
 FAREWELL_S = 0.5
 # After the grace: it leaves once nobody has come for the first, and comes they ever so often after the second.
 QUIET_S, LAST_CALL_S = 0.25, 1.0
+TICKS_A_SECOND = 10
 SHUTDOWN_S = 1.3  # what uvicorn may take to close its connections
 # How long a thread that wants the interpreter waits for a busy event loop: decoders and the engine ask a few times an
 # image, and Python's 5 ms would each time be the most of a tight budget.
@@ -51,7 +65,7 @@ class Lifecycle:
 
     def why_not_ready(self) -> str:
         if self.failed is not None:
-            return f"the engine failed: {self.failed}"
+            return "the engine failed, as its log tells"
         return "draining" if self.draining else "starting: the first widths are being warmed"
 
     def check_serving(self) -> None:
@@ -71,21 +85,61 @@ class Lifecycle:
 class Server(uvicorn.Server):
     """uvicorn, leaving in the order above instead of closing its door first."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, grace_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        keeper: Doorkeeper,
+        *,
+        grace_s: float,
+        timeout_s: float,
+        admin: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__(config)
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
+        self._keeper, self._admin = keeper, admin
         self._leaving: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen for the API and, where it has an address of its own, for administration."""
+        asyncio.get_running_loop().set_default_executor(started_pool(NUM_HELPERS, "help"))
+        await super().startup(sockets)
+        if self._admin is None:
+            return
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            state, app_state = self.server_state, self.lifespan.state
+            return config.http_protocol_class(config=config, server_state=state, app_state=app_state)  # type: ignore[call-arg]
+
+        host, port = self._admin
+        try:
+            self.servers.append(await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog))
+        except OSError as error:
+            log.error("admin_address: %s", error)
+            await self.lifespan.shutdown()
+            raise SystemExit(1) from None
+        log.info("administration at %s port %d", host, port)
+
+    def hang_up(self, sig: int, frame: FrameType | None) -> None:
+        """SIGHUP, of which a terminal that is closed sends more than one: none of them is a second signal."""
+        if not self._lifecycle.draining:
+            self.handle_exit(sig, frame)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal arrived, in the main thread, between two steps of the event loop."""
         if self._lifecycle.draining:
             log.warning("second signal: leaving now")
+            logging.shutdown()
             os._exit(128 + sig)
         self._lifecycle.draining = True
         log.info("%s: draining", signal.Signals(sig).name)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn calls this ten times a second."""
+        """uvicorn calls this ``TICKS_A_SECOND`` times a second."""
+        if counter % TICKS_A_SECOND == 0:
+            faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)  # 85 us
+            self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
         if self._lifecycle.failed is not None and not self.should_exit:
             await asyncio.sleep(FAREWELL_S)  # those who waited are being told
             self.should_exit = True
@@ -121,15 +175,22 @@ def run(settings: Settings) -> NoReturn:
     # hear of one that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from server.app import build_app
-    from server.log import configure
+    from server.connection import Connection, Doorkeeper, allow_open_files
+    from server.log import configure, open_standard_files
     from server.tls import tls_options
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    open_standard_files()
     configure(settings.log_level, settings.log_format)
     https = tls_options(settings)
     app, services = build_app(settings)
+    allow_open_files(settings.max_connections)
+    closed = services.metrics.connections_closed
+    keeper = Doorkeeper(settings.max_connections, settings.client_timeout_s, lambda why: closed.labels(why).inc())
     config = uvicorn.Config(
         app,
+        http=cast(type[asyncio.Protocol], partial(Connection, keeper)),
+        ws="none",  # nothing here speaks it, and the library logs all headers at debug level, keys included
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -140,7 +201,11 @@ def run(settings: Settings) -> NoReturn:
         timeout_graceful_shutdown=1,
         **https,
     )
-    server = Server(config, services.lifecycle, grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    grace_s, timeout_s = settings.drain_grace_s, settings.drain_timeout_s
+    server = Server(config, services.lifecycle, keeper, grace_s=grace_s, timeout_s=timeout_s, admin=settings.admin)
+    services.metrics.connections.set_function(lambda: len(server.server_state.connections))
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
+        signal.signal(signal.SIGHUP, server.hang_up)
     code = 0
     try:
         server.run()
@@ -148,6 +213,5 @@ def run(settings: Settings) -> NoReturn:
         code = error.code if isinstance(error.code, int) else 1
     if services.lifecycle.failed is not None:
         code = EX_SOFTWARE
-    sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # an engine or a decoder that is still at work would keep the interpreter from ending

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -27,8 +28,15 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
     """What this process may use: the container's limit, or the machine's memory if that is less."""
-    total: int = psutil.virtual_memory().total
+    total = _total_memory_bytes()
     return min(cgroup.memory_limit_bytes(root) or total, total)
+
+
+@cache
+def _total_memory_bytes() -> int:
+    """Read once, so that it can be told when no file can be opened any more."""
+    total: int = psutil.virtual_memory().total
+    return total
 
 
 @dataclass(frozen=True, slots=True)

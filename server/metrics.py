@@ -68,6 +68,13 @@ class Metrics:
         self.cancelled_before_dispatch = Counter(
             "scala_cancelled_before_dispatch", "Images whose client left before a batch took them", registry=registry
         )
+        self.connections = Gauge("scala_connections", "Connections that are open", registry=registry)
+        self.connections_closed = Counter(
+            "scala_connections_closed",
+            "Connections that the server closed, by why: malformed, slow, or full, for another one to be had",
+            ["why"],
+            registry=registry,
+        )
         self.decision_log_dropped = Counter(
             "scala_decision_log_dropped", "Decisions that are missing from the decision log", registry=registry
         )
@@ -81,6 +88,8 @@ class Metrics:
             metric.labels = cache(metric.labels)  # type: ignore[method-assign, assignment]
         for outcome in OUTCOMES:
             self.budget.labels(outcome)
+        for why in ("malformed", "slow", "full"):
+            self.connections_closed.labels(why)
         for use in ("answered", "wasted", "idle"):
             self.engine_seconds.labels(use)
 

@@ -53,7 +53,7 @@ class PlanInputs:
         It does not outlive this call. Raises OSError when there can be none, TimeoutError when it gets no time to run.
         """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.planner"),
+            *(sys.executable, "-P", "-m", "server.planner"),  # -P: from our own path, never from the folder we are in
             stdin=PIPE,
             stdout=PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, Validati
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _HOST = re.compile(r"[\w.:%-]+")  # names, IPv4, IPv6 with a zone; never "", which would listen on every interface
+_ADDRESS = re.compile(r"([\w.%-]+|\[[\w.:%-]+\]):([0-9]{1,5})")  # an IPv6 address stands in brackets
 _RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)( burst [1-9][0-9]{0,8})?")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # one segment of a path: never "..", which clients would take away
 _ORIGIN = re.compile(r"https?://[^/?#@,*\s]+")  # as browsers send it: no path, no slash at the end
@@ -56,6 +57,13 @@ def _host(value: object) -> str:
     if not isinstance(value, str) or not _HOST.fullmatch(value):
         raise ValueError("must be a host name or an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
     return value
+
+
+def _address(value: object) -> str:
+    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[2]) <= 65_535:
+        raise ValueError("must be an address and a port, such as 127.0.0.1:9000 or [::1]:9000")
+    return found[0]
 
 
 def _folder(value: object) -> Path:
@@ -133,6 +141,8 @@ class Settings(BaseModel):
     """Address to listen on."""
     port: Annotated[int, _whole(0, 65_535)] = 8000
     """TCP port to listen on; 0 takes any free one."""
+    admin_address: Annotated[str, BeforeValidator(_address)] | None = None
+    """Address and port where pages, metrics, statistics and settings are alone; by default they are beside the API."""
     workers: Annotated[int, BeforeValidator(_one_worker)] = 1
     """Processes that serve; always 1."""
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
@@ -165,6 +175,10 @@ class Settings(BaseModel):
     """Images that a batch may have; by default 16 on a CPU and 256 on a GPU."""
     max_queue: Annotated[int, _whole(1, 65_536)] = 256
     """Images that may be inside at once: decoded, waiting or run."""
+    max_connections: Annotated[int, _whole(1, 1_000_000)] = 1000
+    """Connections that may be open at once; of more, those are closed on which the server has waited longest."""
+    client_timeout_s: Annotated[float, _number(0.1, 3600)] = 30.0
+    """Seconds that a client may take to send a request, and to take an answer."""
     profile_dir: Annotated[Path, BeforeValidator(_folder)] | None = None
     """Folder that keeps measured latencies for the next start; by default scala-serve in the user's cache."""
     decision_log: Annotated[Path, BeforeValidator(_folder)] | None = None
@@ -194,6 +208,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        if self.admin is not None and self.admin[1] == self.port:
+            raise ValueError(f"admin_address must have a port of its own: {self.port} is where the API is")
         if self.rate_limit is not None and self.api_keys_file is None:
             raise ValueError("rate_limit is for each API key: it needs api_keys_file")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -201,6 +217,14 @@ class Settings(BaseModel):
         if self.tls_cert is None and (self.tls_client_ca or self.tls_key_password):
             raise ValueError("tls_client_ca and tls_key_password need tls_cert and tls_key")
         return self
+
+    @property
+    def admin(self) -> tuple[str, int] | None:
+        """Host and port of ``admin_address``."""
+        if self.admin_address is None:
+            return None
+        host, _, port = self.admin_address.rpartition(":")
+        return host.strip("[]"), int(port)
 
     @classmethod
     def load(cls, flags: Mapping[str, object] = {}, environ: Mapping[str, str] = os.environ) -> Self:

@@ -44,7 +44,12 @@ class Engine(Protocol):
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
         """uint8 (B, S, S, 3), B <= max_batch -> float32 (B, classes), rows that sum to 1.
 
-        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch.
+        A row depends on its image and the width alone. The same batch gives the same bits again; among other images, or
+        in another place, a row may differ by rounding: on a CPU by 1e-5 at most (OpenVINO differed by nothing, torch by
+        5e-7, on every batch tried).
+
+        Raises DeviceOutOfMemory or DeviceLost; anything else is the fault of this batch, and so is what is returned but
+        no probabilities. A width that is found unusable may raise DeviceOutOfMemory until it is loaded again.
         """
 
     def memory_bytes(self) -> int:

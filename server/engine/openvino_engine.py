@@ -7,6 +7,10 @@ A number of images that is new costs 10 to 20 ms and 2 MB when it first comes, s
 ... images, up to four a thread; larger pieces are no faster. (Figures: DeiT-S on two cores, see docs/log.md.) Another
 number than the time before costs a millisecond again. On one thread, where a few images are no faster together,
 networks of few bytes are therefore compiled for one image and for four, and for no other number; three are run as four.
+
+A run that fails leaves a compiled network in an unknown state. After one that got no memory, some widths raised for
+ever, and some gave other classes than before, with probabilities that sum to 1 and without an error (seen with OpenVINO
+2026.4). So whatever fails is let go, and is compiled anew when it is loaded again.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -28,12 +33,15 @@ from openvino import opset13 as ops
 from scala_model.checkpoint import Checkpoint
 from scala_model.cost import cost_of
 from scala_model.width import Width
+from server.engine.contract import DeviceOutOfMemory
 from server.engine.openvino_network import Head, NetworkBuilder
 from server.types import Probabilities
 
 PIECE_PER_THREAD = 4  # images
 LIGHT_BYTES = 12 * 2**20  # of a network in half precision that is compiled twice
 SMALL_BYTES = 16 * 1024  # of a constant that is not worth a place in the file
+# How OpenVINO and C++ say that there was no memory; the last is said of threads, whose stacks found no room.
+OUT_OF_MEMORY = ("can't alloc", "bad_alloc", "Cannot allocate", "Resource temporarily unavailable")
 PAGE_BYTES, ALIGNMENT_BYTES = mmap.PAGESIZE, 64
 
 
@@ -58,34 +66,48 @@ class OpenVinoEngine:
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if has_bf16 else "f32")
         self.name = f"openvino {ov.__version__.partition('-')[0]} {self._precision}"
+        widths = checkpoint.config.widths
+        self._light = {width for width in widths if cost_of(checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES}
         self._heads: dict[Width, Head] = {}
         self._many: dict[Width, ov.InferRequest] = {}
-        self._graphs: dict[Width, Graph] = {}  # to be compiled for several images
         self._single: dict[Width, ov.InferRequest] = {}
+        self._graphs: dict[Width, Graphs] = {}  # whose bytes OpenVINO holds anyway
 
     def load(self, width: Width, batch: int) -> None:
         if width not in self._heads:
             self._prepare(width)
-        if width not in self._many and (batch > 1 or width not in self._single):
-            self._many[width] = self._compile(self._graphs[width], self._largest_piece if self._is_fixed(width) else 1)
-            del self._graphs[width]
+        graphs = self._graphs[width]
+        with _errors_of_memory():
+            if graphs.single is not None and width not in self._single:
+                self._single[width] = self._compile(graphs.single)
+            if width not in self._many and (batch > 1 or graphs.single is None):
+                self._many[width] = self._compile(graphs.many, self._largest_piece if self._is_fixed(width) else 1)
 
     def _prepare(self, width: Width) -> None:
         """All for which the weights are needed: once it is done for every width, they are let go."""
-        if cost_of(self._checkpoint.config, width).num_bytes(2) <= LIGHT_BYTES:
-            self._single[width] = self._compile(self._graph(width, 1))
-        self._graphs[width] = self._graph(width, self._largest_piece if self._is_fixed(width) else None)
+        fixed = self._is_fixed(width)
+        single = self._graph(width, 1) if width in self._light else None
+        self._graphs[width] = Graphs(single, self._graph(width, self._largest_piece if fixed else None))
         self._heads[width] = NetworkBuilder(self._checkpoint, width, self._precision).head()
         if len(self._heads) == len(self._checkpoint.config.widths):
             self._checkpoint = replace(self._checkpoint, weights={})
 
     def _is_fixed(self, width: Width) -> bool:
         """Whether it runs one image or the largest piece, and no number between."""
-        return self.threads == 1 and width in self._single
+        return self.threads == 1 and width in self._light
 
     def run(self, pixels: NDArray[np.uint8], width: Width) -> Probabilities:
-        tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels, width)])
-        return self._heads[width](tokens_BLC[: len(pixels)])
+        try:
+            with _errors_of_memory():
+                tokens_BLC = np.concatenate([self._run_piece(piece, width) for piece in self._pieces(pixels, width)])
+                return self._heads[width](tokens_BLC[: len(pixels)])
+        except Exception:
+            self._let_go(width)
+            raise
+
+    def _let_go(self, width: Width) -> None:
+        for compiled in (self._single, self._many):
+            compiled.pop(width, None)
 
     def _pieces(self, pixels: NDArray[np.uint8], width: Width) -> Iterator[NDArray[np.uint8]]:
         size, fixed = self._largest_piece, self._is_fixed(width)
@@ -98,7 +120,9 @@ class OpenVinoEngine:
             pixels = pixels[size:]
 
     def _run_piece(self, pixels: NDArray[np.uint8], width: Width) -> NDArray[np.float32]:
-        request = self._many[width] if len(pixels) > 1 or width not in self._single else self._single[width]
+        request = (self._single.get(width) if len(pixels) == 1 else None) or self._many.get(width)
+        if request is None:
+            raise DeviceOutOfMemory(f"width {width} is not loaded any more since it failed")
         request.set_input_tensor(ov.Tensor(pixels, shared_memory=True))
         request.infer()
         tokens_BLC: NDArray[np.float32] = request.get_output_tensor().data.copy()  # the next piece overwrites it
@@ -132,11 +156,29 @@ class OpenVinoEngine:
         return request
 
 
+@contextmanager
+def _errors_of_memory() -> Iterator[None]:
+    """Raises DeviceOutOfMemory for what numpy and OpenVINO say of a lack of memory; the rest passes."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+            raise DeviceOutOfMemory(str(error).strip().rpartition("\n")[2]) from error
+        raise
+
+
 class Graph(NamedTuple):
-    """A network that is not compiled yet, and its weights."""
+    """A network to be compiled, and its weights."""
 
     model: ov.Model
     originals: Originals
+
+
+class Graphs(NamedTuple):
+    """A width for one image, if it is light, and for many."""
+
+    single: Graph | None
+    many: Graph
 
 
 class Originals:

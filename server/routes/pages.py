@@ -1,13 +1,16 @@
-"""``GET /``: the playground, and the files it is made of."""
+"""The pages: ``GET /``, the playground with the files it is made of, and ``GET /docs``, Swagger UI."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from base64 import b64encode
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,11 +23,15 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
 )
+# Swagger UI styles its elements one by one and has its icons in data: addresses. The one script inside its page is
+# known by its hash. Like the playground, it may speak with this server alone, and be in nobody's frame.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'sha256-{script}'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 HEADERS = {
     "Cache-Control": "no-cache",  # kept, but asked for again each time: an upgrade shows at once
-    "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 router = APIRouter(include_in_schema=False)
 
@@ -36,6 +43,7 @@ class Page:
     content: bytes
     media_type: str
     etag: str
+    policy: str
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
@@ -50,11 +58,21 @@ async def file(name: str, request: Request) -> Response:
     return _answer(name, request)
 
 
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def documentation(request: Request) -> Response:
+    """Swagger UI, on what ``/openapi.json`` tells."""
+    return _send(_documentation(), request)
+
+
 def _answer(name: str, request: Request) -> Response:
     page = _pages().get(name)
     if page is None:
         raise HTTPException(404, f"There is no page {name[:50]!r}")
-    headers = HEADERS | {"ETag": page.etag}
+    return _send(page, request)
+
+
+def _send(page: Page, request: Request) -> Response:
+    headers = HEADERS | {"ETag": page.etag, "Content-Security-Policy": page.policy}
     known = request.headers.get("if-none-match", "").replace("W/", "")  # a proxy that compresses weakens tags
     if page.etag in (tag.strip() for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
@@ -64,9 +82,24 @@ def _answer(name: str, request: Request) -> Response:
 @cache
 def _pages() -> dict[str, Page]:
     """By file name. Small, and read once."""
-    return {path.name: _read(path) for path in FOLDER.iterdir() if path.suffix in TYPES}
+    files = [path for path in FOLDER.iterdir() if path.suffix in TYPES]
+    return {path.name: _page(path.read_bytes(), TYPES[path.suffix], POLICY) for path in files}
 
 
-def _read(path: Path) -> Page:
-    content = path.read_bytes()
-    return Page(content, TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+@cache
+def _documentation() -> Page:
+    """Its addresses are relative, so that it works behind a proxy that puts a prefix before them."""
+    html = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="scala-serve - Swagger UI",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon.png",
+    ).body
+    (script,) = re.findall(rb"<script>(.*?)</script>", html, re.DOTALL)
+    digest = b64encode(hashlib.sha256(script).digest()).decode()
+    return _page(bytes(html), "text/html", DOCS_POLICY.format(script=digest))
+
+
+def _page(content: bytes, media_type: str, policy: str) -> Page:
+    return Page(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"', policy)

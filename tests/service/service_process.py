@@ -53,15 +53,24 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    log: Path, *, command: Sequence[str] = ("-m", "server", "serve"), port: int = 0, **settings: str
+    log: Path,
+    *,
+    command: Sequence[str] = ("-m", "server", "serve"),
+    within: Sequence[str] = (),
+    port: int = 0,
+    **settings: str,
 ) -> Iterator[Running]:
-    """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs."""
+    """A server with these settings (``SCALA_*`` without the prefix); killed at the end if it still runs.
+
+    ``within`` is a command that becomes the one it is given, such as ``taskset -c 0``.
+    """
     port = port or free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SCALA_")}
     environment["SCALA_PROFILE_DIR"] = str(log.parent / "profiles")
     environment |= {f"SCALA_{name}": value for name, value in settings.items()} | {"SCALA_PORT": str(port)}
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
+        words = [*within, sys.executable, *command]
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             yield Running(process, port, http)

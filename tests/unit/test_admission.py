@@ -37,7 +37,7 @@ class Desk:
         for width in ALL:
             for batch, ms in {1: 40, 2: 48, 4: 64}.items():
                 self.profile.record(width, batch, [float(width) * ms / 1000] * 20)
-        self.device = Device(FakeEngine(clock), Lifecycle())
+        self.device = Device(FakeEngine(clock), Lifecycle(), 200)
         self.admission = Admission(
             self.queue, self.profile, self.monitor, self.device, max_images=max_images, max_body_bytes=BODY
         )

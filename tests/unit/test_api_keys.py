@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +95,26 @@ def test_a_rate_without_its_library_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SettingsError, match=r"pip install 'scala-serve\[rate-limit\]'"):
         Gate.of(Settings(api_keys_file=path, rate_limit="1/second"))
     assert importlib.util.find_spec("throttled") is not None
+
+
+def test_a_key_is_compared_with_all_in_constant_time_whether_it_is_known_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    keys = [new_key() for _ in range(5)]
+    path = written(tmp_path, "".join(f"{line_for(f'k{i}', key)}\n" for i, key in enumerate(keys)))
+    gate = Gate(read_keys(path))
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append(len(one))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("server.api_keys.hmac", SimpleNamespace(compare_digest=compare_digest))
+    for key, known in ((keys[0], True), (keys[-1], True), (new_key(), False), (keys[0][:-1], False)):
+        scope = {"path": "/v1/model", "headers": [(b"authorization", f"Bearer {key}".encode())], "state": {}}
+        assert (gate.refusal(scope) is None) is known
+        assert compared == [32] * 5, "hashes, and each time as many"
+        compared.clear()
 
 
 @pytest.mark.parametrize("path", ["/livez/", "/v2/health", "/v2", "/v1/classify", "//livez", "/docs../", "/metrics"])

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from scala_model.preprocess import Preprocessing, to_pixels
 from server import decode
 from server.decode import IMAGE_FORMATS, MEDIA_TYPES, ImageDecoder, check_media_type
-from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, UnsupportedImage
+from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 
 SPEC = Preprocessing(64)
 MAX_PIXELS = 50_000_000
@@ -422,6 +423,20 @@ def test_whatever_a_plugin_raises_is_a_broken_image(
     assert broken.value.__cause__ is error
 
 
+def test_an_image_that_fails_to_decode_for_lack_of_memory_is_not_called_broken(
+    decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none for the largest image: one of exabytes."""
+
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(Unavailable, match="no memory to decode"):
+        replace(decoder, max_pixels=2**60)(SAMPLES["PNG"])
+
+
 @pytest.mark.parametrize("error", [Image.DecompressionBombError("9"), Image.DecompressionBombWarning("9")])
 def test_pillows_own_limit_is_ours(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(self: ImageFile.ImageFile) -> None:
@@ -503,6 +518,14 @@ def test_other_metadata_costs_no_good_jpeg(decoder: ImageDecoder, segments: byte
 )
 def test_hostile_chunks_end_in_the_contract(decoder: ImageDecoder, chunks: bytes) -> None:
     only_contract_errors(decoder, iter([png(1, 1, chunks=chunks, pixels=bytes(4))]))
+
+
+def test_what_libtiff_thinks_of_an_image_is_not_told(decoder: ImageDecoder, capfd: pytest.CaptureFixture[str]) -> None:
+    body = bytearray(SAMPLES["LZW TIFF"])
+    body[8:200] = b"\xff" * 192
+    with pytest.raises(BrokenImage):
+        decoder(bytes(body))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:

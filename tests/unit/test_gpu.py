@@ -85,6 +85,17 @@ def test_there_is_none_where_no_gpu_serves(nvml: FakeNvml, monkeypatch: pytest.M
     assert gauges(GpuCollector()) == []
 
 
+def test_it_is_gone_when_the_device_is_lost(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = torch_with()
+
+    def lost(device: int) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lost)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert gauges(GpuCollector()) == []
+
+
 def test_there_is_none_without_the_package(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gauges(GpuCollector()) == []

@@ -35,13 +35,20 @@ POLICY_MODULES = [
     "server.planner",
     *(module for module in MODULES if module.startswith("server.policies")),
 ]
+SERVING = ("server.app", "server.planner", "server.lifecycle")
+UNPICKLING = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
 NOT_SERVING = ("server.simulation", "server.bench", "server.replay")  # and nothing of theirs is loaded to serve
 
 
 @cache
 def imported(module: str, *, at_import: bool) -> frozenset[str]:
     """Names that a module imports; ``at_import``: without what its functions import, or only type checkers."""
-    return frozenset(_imports(ast.parse(MODULES[module].read_text()), at_import))
+    return frozenset(_imports(tree(module), at_import))
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
 
 
 def _imports(tree: ast.AST, at_import: bool) -> Iterator[str]:
@@ -139,10 +146,22 @@ def test_the_server_loads_torch_only_to_serve_with_it() -> None:
 
 def test_serving_knows_nothing_of_simulation_load_generator_and_replay() -> None:
     """Not even inside its functions."""
-    for root in ("server.app", "server.planner", "server.lifecycle"):
+    for root in SERVING:
         reached = reached_from(root, at_import=False)
         assert {"server.policies.adaptive", "server.latency_profile"} <= reached
         assert not [name for name in reached if name.startswith(NOT_SERVING)], root
+
+
+def test_nothing_that_serves_unpickles_or_runs_text() -> None:
+    """Not even inside its functions. Imported weights, which come as pickles, are another command's."""
+    reached = {name for root in SERVING for name in reached_from(root, at_import=False)}
+    assert {"server.policies.plan", "server.engine.torch_engine", "scala_model.checkpoint"} <= reached
+    assert packages(reached).isdisjoint(UNPICKLING)
+    assert "scala_model.importing" not in reached
+    calls = [node for name in reached & MODULES.keys() for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+    loads = [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith(("np.load", "torch.load"))]
+    assert loads == ["np.load(file, allow_pickle=False)"]
+    assert not [call for call in calls if ast.unparse(call.func) in ("eval", "exec", "compile", "__import__")]
 
 
 # -- by importing it

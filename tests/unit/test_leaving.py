@@ -9,6 +9,7 @@ import signal
 import pytest
 import uvicorn
 
+from server.connection import Doorkeeper
 from server.lifecycle import LAST_CALL_S, QUIET_S, SHUTDOWN_S, Lifecycle, Server
 from tests.unit.virtual_time import Clock, run
 
@@ -23,7 +24,9 @@ def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flig
         nonlocal left_after
         lifecycle = Lifecycle()
         lifecycle.started, lifecycle.in_flight = started, 1
-        server = Server(uvicorn.Config("none"), lifecycle, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
+        keeper = Doorkeeper(10, 30.0, str)
+        config = uvicorn.Config("none", log_config=None)
+        server = Server(config, lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
         server.handle_exit(signal.SIGTERM, None)
         assert not lifecycle.ready
         signalled = clock.now

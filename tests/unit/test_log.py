@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from server.log import TextFormatter, configure, json_formatter, log_access, printable
+from server.log import MAX_PENDING_BYTES, LineWriter, TextFormatter, configure, json_formatter, log_access, printable
 
 HOSTILE = "a\r\n2026-11-23 00:00:00,000 INFO scala.serve: forged\x1b[2J\u2028\u202eb"
 
@@ -78,23 +85,29 @@ def test_json_has_everything() -> None:
     }
 
 
-def test_uvicorns_lines_and_warnings_have_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+def written(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on standard error once the thread that writes them has."""
+    logging.getLogger().handlers[0].flush()
+    return capfd.readouterr().err.splitlines()
+
+
+def test_uvicorns_lines_and_warnings_have_the_same_form(capfd: pytest.CaptureFixture[str]) -> None:
     configure("info", "json")
     logging.getLogger("uvicorn.error").info("up on %s", "x", extra={"color_message": "\x1b[1mup on %s"})
     logging.getLogger("scala.serve").debug("not told")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old", stacklevel=1)
-    up, old = map(json.loads, capsys.readouterr().err.splitlines())
+    up, old = map(json.loads, written(capfd))
     assert (up["logger"], up["message"], "color_message" in up) == ("uvicorn.error", "up on x", False)
     assert (old["logger"], old["level"]) == ("py.warnings", "WARNING")
 
 
-def test_the_format_is_that_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_format_is_that_of_the_settings(capfd: pytest.CaptureFixture[str]) -> None:
     configure("warning", "text")
     logging.getLogger("scala.serve").info("not told")
     logging.getLogger("scala.serve").warning("told")
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = written(capfd)
     assert line.endswith(" WARNING scala.serve: told")
 
 
@@ -105,3 +118,88 @@ def test_an_access_line_leaves_out_what_is_unknown(caplog: pytest.LogCaptureFixt
     (told,) = caplog.records
     line = TextFormatter().format(told)
     assert line.endswith(r' scala.access: answered method=GET path="/\n" status=404 duration_ms=1.235 request_id=7f')
+
+
+# -- standard error that takes nothing
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def writer_to(descriptor: int) -> LineWriter:
+    handler = LineWriter(descriptor)
+    handler.setFormatter(TextFormatter())
+    return handler
+
+
+def read_all(reader: int) -> bytes:
+    os.set_blocking(reader, False)
+    read = b""
+    with suppress(BlockingIOError):
+        while piece := os.read(reader, 2**16):
+            read += piece
+    return read
+
+
+def test_nobody_waits_for_a_reader_who_does_not_read_and_he_hears_of_what_he_missed(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    handler, started = writer_to(descriptor), time.monotonic()
+    for number in range(3000):
+        handler.handle(record("%d %s", number, "x" * 1000))
+    assert time.monotonic() - started < 2, "20 us a line; the reader would be waited for for ever"
+    read = b""
+    while b" lines before this one are lost" not in read:
+        assert time.monotonic() - started < 30
+        read += read_all(reader)
+        handler.handle(record("after"))
+        handler.flush()
+    lines = (read + read_all(reader)).decode().splitlines()
+    (told,) = [line for line in lines if " lines before this one are lost" in line]
+    kept = [line for line in lines if line.endswith("x" * 1000)]
+    assert f": {3000 - len(kept)} lines" in told
+    assert MAX_PENDING_BYTES // 1100 < len(kept) < 3000
+
+
+def test_what_a_full_disk_does_not_take_is_counted_and_the_line_that_it_cut_is_ended(tmp_path: Path) -> None:
+    """A file that may not grow further, as far as writing goes: the first write is cut, the second refused."""
+    path, limits = tmp_path / "log", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("wb") as file:
+        handler = writer_to(file.fileno())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            for number in range(3):
+                handler.handle(record("%d %s", number, "x" * 80))
+                handler.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        handler.handle(record("room again"))
+        handler.flush()
+    cut, told, after = path.read_text().splitlines()
+    assert "scala.test: 0 " in cut
+    assert len(cut) == 100
+    assert "3 lines before this one are lost" in told
+    assert after.endswith("room again")
+
+
+def test_a_descriptor_that_is_closed_is_no_reason_to_raise(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    os.close(reader)
+    handler = writer_to(descriptor)
+    handler.handle(record("nobody reads"))
+    handler.flush()
+    assert handler._num_lost == 1
+
+
+def test_standard_files_that_are_missing_are_opened_before_a_connection_can_take_their_place() -> None:
+    code = (
+        "import os, socket; os.close(0); os.close(2); from server.log import open_standard_files as opens; opens();"
+        "print(os.path.samefile('/proc/self/fd/2', '/dev/null'), socket.socket().fileno() > 2)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    assert told.stdout.split() == ["True", "True"]

@@ -13,6 +13,7 @@ import pytest
 from scala_model.checkpoint import Checkpoint, read_checkpoint
 from scala_model.width import Width
 from server.engine import openvino_engine
+from server.engine.contract import DeviceOutOfMemory
 from server.engine.openvino_engine import OpenVinoEngine, Originals
 from tests.unit.toy import SIZE, write_toy
 
@@ -60,8 +61,9 @@ def test_an_image_gets_the_same_answer_in_any_batch(checkpoint: Checkpoint, coun
     ],
 )
 def test_pieces_are_powers_of_two_up_to_four_images_a_thread(
-    checkpoint: Checkpoint, threads: int, count: int, sizes: list[int]
+    checkpoint: Checkpoint, threads: int, count: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(openvino_engine, "LIGHT_BYTES", 0)
     pixels = images(count)
     pieces = list(OpenVinoEngine(checkpoint, threads=threads, max_batch=16)._pieces(pixels, WIDE))
     assert [len(piece) for piece in pieces] == sizes
@@ -127,6 +129,60 @@ def test_a_width_may_be_loaded_while_another_runs(checkpoint: Checkpoint) -> Non
     before = engine.run(images(3), WIDE)
     engine.load(Width(0.25), engine.max_batch)
     assert np.array_equal(engine.run(images(3), WIDE), before)
+
+
+# -- runs that fail
+
+
+class Failing:
+    """In the place of a compiled network."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def set_input_tensor(self, tensor: object) -> None: ...
+
+    def infer(self) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (RuntimeError("Exception from node.cpp:823:\n[CPU] Transpose node with name 'T' can't alloc\n"), "can't alloc"),
+        (RuntimeError("Exception from plugin.cpp:54:\nstd::bad_alloc\n\n"), "std::bad_alloc"),
+        (MemoryError("Unable to allocate 1 GiB"), "Unable to allocate 1 GiB"),
+    ],
+)
+def test_a_lack_of_memory_is_told_in_the_words_of_the_contract(
+    checkpoint: Checkpoint, error: Exception, seen: str
+) -> None:
+    engine = loaded(checkpoint)
+    engine._many[WIDE] = Failing(error)
+    with pytest.raises(DeviceOutOfMemory) as told:
+        engine.run(images(8), WIDE)
+    assert str(told.value).endswith(seen)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't alloc"), RuntimeError("std::future_error: Broken promise")])
+def test_a_network_that_failed_is_not_run_again_before_it_was_compiled_anew(
+    checkpoint: Checkpoint, error: Exception
+) -> None:
+    """It may give other classes than before, without an error."""
+    engine, pixels = loaded(checkpoint), images(8)
+    before = engine.run(pixels, WIDE)
+    engine._many[WIDE] = Failing(error)
+    with pytest.raises((DeviceOutOfMemory, RuntimeError)):
+        engine.run(pixels, WIDE)
+    for count in (1, 8):
+        with pytest.raises(DeviceOutOfMemory, match="width 1 is not loaded any more"):
+            engine.run(pixels[:count], WIDE)
+    assert engine.run(pixels, Width(0.25)).shape == (8, 200), "another width is another network"
+    assert not engine._checkpoint.weights, "what it is compiled from does not need them"
+    engine.load(WIDE, 8)
+    np.testing.assert_allclose(engine.run(pixels, WIDE), before, atol=1e-6)
+    np.testing.assert_allclose(engine.run(pixels[:1], WIDE), before[:1], atol=1e-6)
 
 
 # -- the originals of the weights

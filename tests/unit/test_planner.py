@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -273,6 +274,16 @@ def test_another_process_makes_the_same_plan() -> None:
     there = asyncio.run(inputs.make_beside())
     for rate, waiting in ((1, 1), (50, 2), (500, 4)):
         assert there.ranked(rate, 1.0, waiting) == here.ranked(rate, 1.0, waiting)
+
+
+def test_the_planning_process_runs_nothing_of_the_folder_that_the_server_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    inputs = PlanInputs((((1, 0.010), (2, 0.015)),), (0.7,), (0.05, 0.1), 4, 0.001)
+    assert asyncio.run(inputs.make_beside()).ranked(1, 1.0, 1)
 
 
 def test_a_planning_process_that_fails_is_an_error_of_the_system() -> None:

@@ -48,7 +48,7 @@ class Bench:
         for width in WIDTHS if not cold else ():
             for batch in self.profile.buckets:
                 self.profile.record(width, batch, [usual_seconds(width, [0] * batch)] * 20)
-        self.device = Device(self.engine, self.lifecycle)
+        self.device = Device(self.engine, self.lifecycle, self.engine.num_classes)
         self.admission = Admission(
             self.queue, self.profile, self.monitor, self.device, max_images=100, max_body_bytes=1000
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from scala_model.width import Width
 from server.device import Device, EngineHung, Errand, Ran
 from server.lifecycle import Lifecycle
+from server.types import Probabilities
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.virtual_time import Clock, run
 
@@ -21,7 +24,7 @@ class Desk:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.lifecycle = clock, Lifecycle()
-        self.device = Device(FakeEngine(clock), self.lifecycle)
+        self.device = Device(FakeEngine(clock), self.lifecycle, 200)
 
     async def hand_over(self, images: int = 1, *, median_s: float = 0.04, since: float | None = None) -> Errand:
         await self.device.places.acquire()
@@ -147,6 +150,34 @@ def test_a_run_that_raises_gives_its_place_back() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda good: np.full_like(good, np.nan), "2 of 2 rows"),
+        (lambda good: np.where([[True], [False]], good, np.inf), "1 of 2 rows"),
+        (lambda good: good * 1.01, "2 of 2 rows"),
+        (lambda good: good + np.array([1, -1] * 100, np.float32), "2 of 2 rows"),
+        (lambda good: np.zeros_like(good), "2 of 2 rows"),
+        (lambda good: good[:1], r"\(1, 200\) for \(2, 200\)"),
+        (lambda good: good[:, :199], r"\(2, 199\) for \(2, 200\)"),
+        (lambda good: good[None], r"\(1, 2, 200\) for \(2, 200\)"),
+    ],
+)
+def test_what_is_no_probabilities_is_an_error_and_not_an_answer(
+    spoil: Callable[[Probabilities], Probabilities], said: str
+) -> None:
+    async def scenario(clock: Clock) -> None:
+        desk = Desk(clock)
+        works, engine = desk.device.engine.run, desk.device.engine
+        engine.run = lambda pixels, width: spoil(works(pixels, width))  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match=said):
+            await desk.device.result(await desk.hand_over(2))
+        engine.run = works  # type: ignore[method-assign]
+        await desk.runs(await desk.hand_over(2))
+
+    run(scenario)
+
+
 def test_what_waits_behind_a_hang_is_given_up_at_the_same_time() -> None:
     async def scenario(clock: Clock) -> None:
         desk, start = Desk(clock), clock.now
@@ -179,3 +210,54 @@ def test_a_hang_is_told_by_its_own_patience_and_not_by_that_of_what_ran_before()
         assert clock.now - start == pytest.approx(2.04)
 
     run(scenario)
+
+
+def test_a_process_that_was_held_still_gives_its_engine_the_time_it_did_not_have() -> None:
+    """Five seconds pass for nobody: neither for the event loop, whose timers are overdue then, nor for the engine."""
+
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        usual, desk.device.engine.seconds = desk.device.engine.seconds, lambda width, images: 5.04  # type: ignore[attr-defined]
+        errands = [await desk.hand_over()]
+        desk.device.engine.seconds = usual  # type: ignore[attr-defined]
+        errands.append(await desk.hand_over())
+        waiting = asyncio.create_task(desk.runs(*errands))
+        await asyncio.sleep(0.01)
+        clock.spend(5.0)
+        first, second = await waiting
+        assert (first.ended - start, second.ended - start) == pytest.approx((5.04, 5.08))
+        assert desk.lifecycle.failed is None
+
+    run(scenario)
+
+
+def test_who_was_held_still_is_not_waited_for_twice() -> None:
+    async def scenario(clock: Clock) -> None:
+        desk, start = Desk(clock), clock.now
+        desk.device.engine.seconds = lambda width, images: float("inf")  # type: ignore[attr-defined]
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        waiting = asyncio.gather(*map(desk.device.result, errands), return_exceptions=True)
+        await asyncio.sleep(0.01)
+        clock.spend(5.0)
+        assert [type(error) for error in await waiting] == [EngineHung] * 2
+        assert clock.now - start == pytest.approx(5.01 + 1.0)
+
+    run(scenario)
+
+
+def test_two_runs_that_end_before_the_event_loop_looks_are_two_results() -> None:
+    """The wait for the second is over at once then, before the end of the first is known."""
+
+    async def scenario() -> None:
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        desk = Desk(Clock())
+        errands = [await desk.hand_over(), await desk.hand_over()]
+        time.sleep(0.05)
+        assert len(await desk.runs(*errands)) == 2
+        await asyncio.sleep(0.01)
+        assert not faults
+        assert desk.device.free_at <= time.monotonic()
+        desk.device.close()
+
+    asyncio.run(scenario())

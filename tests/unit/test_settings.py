@@ -41,6 +41,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert Settings.load({}, {}).model_dump() == {
         "host": "127.0.0.1",
         "port": 8000,
+        "admin_address": None,
         "workers": 1,
         "log_level": "info",
         "log_format": "text",
@@ -56,6 +57,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "max_pixels": 50000000,
         "max_batch": None,
         "max_queue": 256,
+        "max_connections": 1000,
+        "client_timeout_s": 30,
         "profile_dir": None,
         "decision_log": None,
         "decision_log_bytes": 67108864,
@@ -94,6 +97,7 @@ def test_every_setting_can_be_given_as_text() -> None:
     given = {
         "host": "::1",
         "port": "0",
+        "admin_address": "[::1]:9000",
         "workers": "1",
         "log_level": "DEBUG",
         "log_format": "json",
@@ -109,6 +113,8 @@ def test_every_setting_can_be_given_as_text() -> None:
         "max_pixels": "2000",
         "max_batch": "8",
         "max_queue": "16",
+        "max_connections": "100",
+        "client_timeout_s": "5",
         "profile_dir": "cache",
         "decision_log": "decisions",
         "decision_log_bytes": "2000000",
@@ -175,6 +181,10 @@ def test_every_setting_is_described() -> None:
         *(("engine", value) for value in ("onnx", "cuda-graphs", "Torch", 1)),
         *(("device", value) for value in ("gpu", "cuda:0")),
         *(("host", value) for value in (" ", "a b", "http://x", "[::1]", 1)),
+        *(
+            ("admin_address", value)
+            for value in ("9000", ":9000", "::1:9000", "a:0", "a:65536", "a:9/", "http://a:9", "a: 9", "a:٣", 9000)
+        ),
         ("checkpoint", 1),
         *(("model_name", value) for value in (".", "..", "-a", "a/b", "Pets", "a b", "é", "a" * 64, 1)),
         ("profile_dir", 1),
@@ -234,6 +244,7 @@ def test_a_secret_is_shown_nowhere(toml: Callable[[str], dict[str, str]]) -> Non
     ("flags", "words"),
     [
         ({"rate_limit": "1/second"}, "it needs api_keys_file"),
+        ({"port": 9000, "admin_address": "127.0.0.1:9000"}, "a port of its own"),
         ({"tls_cert": "c"}, "set both or neither"),
         ({"tls_key": "k"}, "set both or neither"),
         ({"tls_client_ca": "a"}, "need tls_cert and tls_key"),
@@ -242,6 +253,19 @@ def test_a_secret_is_shown_nowhere(toml: Callable[[str], dict[str, str]]) -> Non
 )
 def test_settings_that_need_each_other_are_refused_alone(flags: dict[str, object], words: str) -> None:
     assert words in problem(flags)
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("127.0.0.1:9000", "127.0.0.1", 9000),
+        ("[fe80::1%eth0]:9", "fe80::1%eth0", 9),
+        ("localhost:65535", "localhost", 65535),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, host: str, port: int) -> None:
+    assert Settings(admin_address=address).admin == (host, port)
+    assert Settings().admin is None
 
 
 def test_origins_may_be_a_list_in_a_file(toml: Callable[[str], dict[str, str]]) -> None:
@@ -313,6 +337,24 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | 
         path.write_bytes(content)
     line = problem({}, {"SCALA_CONFIG": str(path)})
     assert line.startswith(f"environment SCALA_CONFIG is '{path}'; it must be a readable TOML file (")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hunter2",
+        b"password: hunter2",
+        b'tls_key_password = "hunter2',
+        b'tls_key_pasword = "hunter2"',
+        b'tls_key_password = { is = "hunter2" }',
+        b'tls_key_password = "hunter2"',
+        b"\xffhunter2",
+    ],
+    ids=["text", "yaml", "open quote", "wrong name", "wrong type", "without a certificate", "no utf-8"],
+)
+def test_what_stands_in_a_file_that_is_refused_is_not_repeated(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "secret.toml").write_bytes(content)
+    assert "hunter2" not in "".join(problems(environ={"SCALA_CONFIG": str(tmp_path / "secret.toml")}))
 
 
 def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:

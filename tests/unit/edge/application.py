@@ -81,8 +81,9 @@ class Site:
         headers: Mapping[str, str] = {},
         *,
         receive: Receive | None = None,
+        port: int = 8000,
     ) -> Reply:
-        """One request. ``receive`` takes the place of a client that sends ``body`` and then stays."""
+        """One request, at ``port``. ``receive`` takes the place of a client that sends ``body`` and then stays."""
         started, sent = self.clock.now, list[Message]()
 
         async def send(message: Message) -> None:
@@ -101,7 +102,7 @@ class Site:
             "root_path": "",
             "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
             "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 8000),
+            "server": ("127.0.0.1", port),
         }
         await self.app(scope, receive or client((0.0, body)), send)
         start, *rest = sent

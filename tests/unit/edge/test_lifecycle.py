@@ -155,7 +155,9 @@ def test_a_hung_engine_ends_in_503_for_everyone(site: Runner) -> None:
     site(scenario)
 
 
-def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks(checkpoint: Checkpoint) -> None:
+def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks_and_why_to_the_log(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
     class Unloadable(FakeEngine):
         def load(self, width: Width, batch: int) -> None:
             raise OSError("no such device")
@@ -166,7 +168,10 @@ def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks(checkpoint: Che
             site = Site(app, services, Unloadable(clock), clock)
             await asyncio.sleep(0.1)
             ready = await site.ask("GET", "/readyz")
-            assert (ready.status, b"no such device" in ready.body) == (503, True)
-            check_problem(await site.classify(), 503)
+            assert (ready.status, ready.body) == (503, b"the engine failed, as its log tells")
+            refused = await site.classify()
+            check_problem(refused, 503)
+            assert b"no such device" not in refused.body
+            assert "no such device" in caplog.text
 
     run(scenario)

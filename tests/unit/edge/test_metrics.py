@@ -28,6 +28,7 @@ CONTRACT = {  # by the names and labels that dashboards and alerts are built on
     "accuracy_debt_points": set(),
     "engine_busy_ratio": set(),
     "event_loop_lag_seconds": set(),
+    "event_loop_busy_ratio": set(),
     "cpu_load_ratio": set(),
     "cpu_throttled_ratio": set(),
     "memory_bytes": set(),

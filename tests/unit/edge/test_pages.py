@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
 from server.routes.pages import FOLDER, TYPES
-from tests.unit.edge.application import Runner, Site, check_problem
+from tests.unit.edge.application import Reply, Runner, Site, check_problem
 
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in TYPES)
 PAGE = FOLDER / "playground.html"
+
+
+def policy_of(reply: Reply) -> dict[str, str]:
+    return dict(part.strip().partition(" ")[::2] for part in reply.headers["content-security-policy"].split(";"))
 
 
 def test_every_file_is_served_as_what_it_is_and_may_run_nothing_else(site: Runner) -> None:
@@ -21,13 +27,58 @@ def test_every_file_is_served_as_what_it_is_and_may_run_nothing_else(site: Runne
             assert (reply.status, reply.body) == (200, path.read_bytes())
             assert reply.headers["content-type"].partition(";")[0] == TYPES[path.suffix]
             assert reply.headers["x-content-type-options"] == "nosniff"
-            policy = dict(
-                part.strip().partition(" ")[::2] for part in reply.headers["content-security-policy"].split(";")
-            )
+            assert reply.headers["referrer-policy"] == "no-referrer"
+            policy = policy_of(reply)
             assert policy["default-src"] == "'none'"
             assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
             assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
             assert policy["require-trusted-types-for"] == "'script'"
+
+    site(scenario)
+
+
+def test_the_documentation_may_run_its_own_script_and_be_in_nobodys_frame(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        reply = await site.ask("GET", "/docs")
+        assert (reply.status, reply.headers["content-type"].partition(";")[0]) == (200, "text/html")
+        assert reply.headers["referrer-policy"] == "no-referrer"
+        (script,) = re.findall(rb"<script>(.*?)</script>", reply.body, re.DOTALL)
+        digest = b64encode(hashlib.sha256(script).digest()).decode()
+        policy = policy_of(reply)
+        assert policy["script-src"] == f"'self' 'sha256-{digest}'"
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["connect-src"] == "'self'"
+
+    site(scenario)
+
+
+def test_no_answer_may_be_taken_for_a_page(site: Runner) -> None:
+    """Errors repeat what was sent, and a browser that guesses types could take that for HTML."""
+
+    async def scenario(site: Site) -> None:
+        for method, path in (
+            ("GET", "/v1/model"),
+            ("GET", "/metrics"),
+            ("GET", "/docs/assets/swagger-ui.css"),
+            ("GET", "/playground/<script>"),
+            ("POST", "/v1/classify?top_k=<script>"),
+            ("POST", "/v2/models/<script>/infer"),
+        ):
+            reply = await site.ask(method, path)
+            assert reply.headers["x-content-type-options"] == "nosniff", path
+            assert "html" not in reply.headers["content-type"], path
+
+    site(scenario)
+
+
+def test_nobody_is_sent_to_where_a_request_says_it_was_meant_for(site: Runner) -> None:
+    """A redirect would lead to the Host header's server, and caches would keep that for others."""
+
+    async def scenario(site: Site) -> None:
+        for path in ("/docs/", "/v1/model/", "/docs/assets", "/livez/", "//evil.example/"):
+            reply = await site.ask("GET", path, headers={"Host": "evil.example"})
+            check_problem(reply, 404)
+            assert "location" not in reply.headers, path
 
     site(scenario)
 

@@ -301,9 +301,9 @@ def test_no_request_can_spoil_a_scrape_by_its_name(site: Runner) -> None:
     site(scenario)
 
 
-def test_probabilities_that_are_no_numbers_are_a_bug_and_not_an_answer(site: Runner) -> None:
+def test_probabilities_that_are_no_numbers_are_a_failure_of_the_engine_and_not_an_answer(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         site.engine.run = lambda pixels, width: np.full((len(pixels), 200), np.nan, np.float32)  # type: ignore[method-assign]
-        assert (await site.classify()).json()["type"].endswith(":bug")
+        assert (await site.classify()).json()["type"].endswith(":engine-failed")
 
     site(scenario)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -15,6 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
 from scala_model.checkpoint import Checkpoint
+from server.api_keys import line_for, new_key
 from server.spans import Tracer
 from tests.unit.edge.application import CLASSIFY, Runner, Site, client, form
 from tests.unit.toy import png
@@ -159,6 +161,20 @@ def test_an_expired_request_shows_where_its_time_went(site: Runner, traces: Trac
         assert not traces.named("inference")
 
     site(scenario, tracer=traces.tracer)
+
+
+def test_no_key_is_in_a_trace(site: Runner, traces: Traces, tmp_path: Path) -> None:
+    key = new_key()
+    (tmp_path / "keys").write_text(line_for("alice", key))
+
+    async def scenario(site: Site) -> None:
+        for given in (key, f"{key}x"):
+            await site.classify(headers={"Authorization": f"Bearer {given}"})
+        served, refused = (attributes(span)["http.response.status_code"] for span in traces.named("POST /v1/classify"))
+        assert (served, refused) == (200, 403)
+        assert key not in "".join(span.to_json() for span in traces.spans)
+
+    site(scenario, tracer=traces.tracer, api_keys_file=tmp_path / "keys")
 
 
 def test_what_never_became_a_job_is_a_request_alone(site: Runner, traces: Traces) -> None:

@@ -1,0 +1,306 @@
+"""What a stranger may do with a connection: uvicorn's HTTP, with a limit on all that it would do or keep for a client.
+
+uvicorn itself waits for a head, or for an answer to be taken, as long as a client likes; it keeps heads of any size and
+requests sent in advance without end. Here it is at any time either the server's turn, from a request's last byte to its
+answer, or the client's, since an instant that is looked at once a second: requests cost no timer. Of more connections
+than may be, those go on which it has been the client's turn for longest, first of clients that were never answered: who
+holds many connections open and says nothing shuts nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+import resource
+import time
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from server.errors import BadRequest, HeadTooLarge, RequestError, TooSlow, Unavailable
+from server.routes.problem import error_response
+
+MAX_HEAD_BYTES = 32 * 1024  # names and values; what comes in one read is taken apart in any case, 256 KiB at most
+MAX_HEADERS = 100
+MAX_AHEAD = 8  # requests sent before the answer to an earlier one
+MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
+# A Service's balancer chooses a replica for a connection, not for a request: callers that keep theirs open would never
+# meet one that was started since. So each ends with an answer after a while, not all at once.
+MIN_AGE_S, MAX_AGE_S = 30.0, 90.0
+LINGER_S = 2.0  # for who is still sending to read why he is refused: closing at once would tear the answer down
+_SHARE_TO_CLOSE = 16  # of the connections at a time, since finding the oldest goes through all of them
+_OTHER_FILES = 256  # that the process may want to open
+
+log = logging.getLogger("scala.serve")
+
+
+@dataclass(frozen=True)
+class Doorkeeper:
+    """Limits for all connections of a server. ``closed`` counts why one was: malformed, slow or full."""
+
+    max_connections: int
+    timeout_s: float
+    closed: Callable[[str], object]
+
+    def make_room(self, connections: Collection[Connection], newest: Connection) -> None:
+        """Close some connections of those on which it is the client's turn; the newest if there is no other."""
+        num_closed = max(1, len(connections) // _SHARE_TO_CLOSE)
+        waiting = [each for each in connections if each.is_clients_turn and each is not newest] or [newest]
+        for each in heapq.nsmallest(num_closed, waiting, key=lambda each: (each.was_answered, each.since)):
+            each.give_way()
+
+    def look(self, connections: Collection[Connection], now: float) -> None:
+        """Close the connections whose client takes too long."""
+        for each in tuple(connections):
+            each.look(now)
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection. ``since``: from when on it has been the client's turn."""
+
+    connections: set[Connection]  # type: ignore[assignment]
+
+    def __init__(self, keeper: Doorkeeper, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._keeper = keeper
+        self.since = time.monotonic()
+        self._last_request = self.since + random.uniform(MIN_AGE_S, MAX_AGE_S)
+        self.was_answered = False
+        self._current: RequestResponseCycle | None = None  # the request that is being answered, or was last
+        self._receiving = self._in_head = False
+        self._head_bytes = 0
+        self._fault: RequestError | None = None  # what a callback found, which the parser hides
+        self._refused = False
+        self._unsent_since: float | None = None
+
+    @property
+    def is_clients_turn(self) -> bool:
+        """Whether nothing can be done before the client sends more, or leaves."""
+        current = self._current
+        return current is None or current.response_complete or current.more_body
+
+    # -- by the doorkeeper
+
+    def give_way(self) -> None:
+        """Close, for another connection to be had."""
+        self._keeper.closed("full")
+        if self._owes_answer or not self.was_answered:
+            most = self._keeper.max_connections
+            self._answer(
+                Unavailable(
+                    f"The server has as many connections as it may (SCALA_MAX_CONNECTIONS is {most}), and this one has "
+                    "kept it waiting for longest: try again."
+                )
+            )
+        self.connections.discard(self)  # now: who comes next would look for room once more
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def look(self, now: float) -> None:
+        """Close if the client takes too long to take what was sent, or to send."""
+        if not self.transport.get_write_buffer_size():
+            self._unsent_since = None
+        elif self._unsent_since is None:
+            self._unsent_since = now
+        elif now - self._unsent_since > self._keeper.timeout_s:
+            self._keeper.closed("slow")
+            self.transport.abort()
+            return
+        if self.is_clients_turn and now - self.since > self._patience_s():
+            self._lose_patience()
+
+    def _patience_s(self) -> float:
+        if self._refused:
+            return LINGER_S
+        idle = self.was_answered and not self._receiving
+        return self.timeout_keep_alive if idle else self._keeper.timeout_s
+
+    def _lose_patience(self) -> None:
+        if self._refused:
+            self.transport.abort()
+        elif self._owes_answer:
+            self._refuse(
+                TooSlow(
+                    f"The request has not come in within {self._keeper.timeout_s:g} s (SCALA_CLIENT_TIMEOUT_S): "
+                    "send it faster, or less."
+                ),
+                "slow",
+            )
+        else:
+            if self._receiving or not self.was_answered:
+                self._keeper.closed("slow")
+            self.transport.close()
+
+    @property
+    def _owes_answer(self) -> bool:
+        """Whether a request is coming in, and not only the rest of a body that was refused already."""
+        return self._in_head or (self._receiving and not self.cycle.response_complete)
+
+    # -- by the event loop
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._keeper.max_connections:
+            self._keeper.make_room(self.connections, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._current is not None and not self._current.response_complete:  # uvicorn tells the newest request only
+            _tell_gone(self._current)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        began_before = self._in_head
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(self._fault or BadRequest(f"The request is no HTTP/1.1: {error}."), "malformed")
+        else:
+            if began_before and self._in_head:  # a name or a value that goes on and on is told when it ends
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._refuse(_too_large_head(), "malformed")
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """There is nothing to upgrade to, and a client that offers it goes on as if it had not (RFC 9110, section 7.8);
+        the parser does not, and would lose the body."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            self._refuse(BadRequest("The method is CONNECT: this server is no proxy."), "malformed")
+            return
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
+
+    # -- by the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._receiving = self._in_head = True
+        self._head_bytes = 0
+        if self.is_clients_turn:
+            self.since = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:  # behind a chunked body, where proxies do not look: not to be taken for a header
+            return
+        self._count_head(len(name) + len(value))
+        if len(self.headers) >= MAX_HEADERS:
+            raise self._found(HeadTooLarge(f"The request has more than {MAX_HEADERS} headers: send fewer."))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self.parser.should_upgrade():
+            return
+        if len(self.pipeline) >= MAX_AHEAD:
+            raise self._found(BadRequest(f"More than {MAX_AHEAD} requests were sent ahead: wait for an answer."))
+        is_last = time.monotonic() > self._last_request
+        if is_last:
+            self.headers.append((b"connection", b"close"))  # as if the client had asked for it
+        super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and not is_last
+
+    def on_body(self, body: bytes) -> None:
+        if self.pipeline and len(body) + sum(len(cycle.body) for cycle, _ in self.pipeline) > MAX_AHEAD_BYTES:
+            raise self._found(BadRequest(f"More than {MAX_AHEAD_BYTES} bytes were sent ahead: wait for an answer."))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            self._receiving = False
+            super().on_message_complete()
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise self._found(_too_large_head())
+
+    def _found(self, fault: RequestError) -> RequestError:
+        self._fault = fault
+        return fault
+
+    # -- answers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.was_answered, self.since = True, time.monotonic()
+        super().on_response_complete()
+
+    def _refuse(self, error: RequestError, why: str) -> None:
+        """Read no more. Requests that came in whole are answered first, and then the connection ends."""
+        self._keeper.closed(why)
+        self._refused = True
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+        if self._current is not None and not self.is_clients_turn:
+            last = self.pipeline[0][0] if self.pipeline else self._current
+            last.keep_alive = False
+        else:
+            self._answer(error)
+            self.since = time.monotonic()
+
+    def _answer(self, error: RequestError) -> None:
+        """In place of the application, which hears that the client has left if it has begun."""
+        current = self._current
+        if current is not None and not current.response_complete:
+            _tell_gone(current)
+            if current.response_started:
+                self.transport.close()
+                return
+        self.transport.write(self._raw(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _raw(self, error: RequestError) -> bytes:
+        scope: Any = self.scope or {}  # without a path before its head is in
+        request_id = scope.get("state", {}).get("request_id") or uuid.uuid4().hex
+        response = error_response(error, {"path": scope.get("path", ""), "state": {"request_id": request_id}})
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        return b"%s%s\r\n%s" % (STATUS_LINE[response.status_code], lines, bytes(response.body))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """No line in the log for what any client may offer."""
+
+
+def _too_large_head() -> HeadTooLarge:
+    return HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes: send fewer or shorter headers.")
+
+
+def _tell_gone(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Raise the process's own limit of open files, as far as the system lets it, to have room for all connections."""
+    wanted = max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("%d connections need %d open files; the system allows %d", max_connections, wanted, hard)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,130 @@
+"""Callers who keep asking while something breaks, and what they saw of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from server.bench.client import Client, Reply
+from tests.chaos.conftest import Tally
+from tests.service.service_process import Running
+
+# How much later than its budget an answer may come under a fault; and what more is left to the scheduler, which two
+# cores share with other work, and to the callers' own event loop.
+LATE_MS, NOISE_MS = 50, 100
+GIVE_UP_S = 30.0
+PAUSE_S = 0.005  # between two requests of a caller: what is measured is the fault, not a load
+WELL_S = 60.0
+
+
+@dataclass
+class Seen:
+    """``lost``: requests whose connection ended before an answer; ``refused``: connections that were not taken at all,
+    as of a server that has left."""
+
+    budget_ms: float
+    replies: list[Reply] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    refused: int = 0
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(reply.status for reply in self.replies)
+
+    @property
+    def late_ms(self) -> float:
+        """By how much the latest answer came after its budget; negative if all came before."""
+        return 1000 * max(reply.latency_s for reply in self.replies) - self.budget_ms
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{status} x {count}" for status, count in sorted(self.statuses.items()))
+        latest = f"latest answer {self.late_ms:+.0f} ms from its budget of {self.budget_ms:g} ms"
+        return f"{counts}; {len(self.lost)} without an answer; {latest}"
+
+
+@contextmanager
+def calling(
+    server: Running,
+    images: Sequence[bytes],
+    budget_ms: float,
+    *,
+    callers: int = 4,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[Seen]:
+    """Callers with this budget, from before the block until after it.
+
+    They come back when a 503 tells them to: whoever does not wait meets the instant at which a leaving server closes
+    its door, and is cut off. A refused connection ends its caller.
+    """
+    seen, stop = Seen(budget_ms), threading.Event()
+    asked = {"X-Latency-Budget-Ms": str(budget_ms), **(headers or {})}
+    thread = threading.Thread(target=lambda: asyncio.run(_call(server.port, images, asked, callers, seen, stop)))
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join(GIVE_UP_S + 10)
+    assert not thread.is_alive(), "a request was left hanging"
+
+
+async def _call(
+    port: int, images: Sequence[bytes], headers: Mapping[str, str], callers: int, seen: Seen, stop: threading.Event
+) -> None:
+    client, supply = Client(port), itertools.cycle(images)
+
+    async def caller() -> None:
+        while not stop.is_set():
+            pause_s = PAUSE_S
+            try:
+                reply = await asyncio.wait_for(client.classify(next(supply), headers), GIVE_UP_S)
+                seen.replies.append(reply)
+                if reply.status == 503:
+                    pause_s = float(reply.headers["retry-after"])
+            except ConnectionRefusedError:
+                seen.refused += 1
+                return
+            except (OSError, TimeoutError) as error:
+                seen.lost.append(repr(error))
+            await asyncio.sleep(pause_s)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    client.close()
+
+
+def well_after(server: Running, photo: bytes) -> float:
+    """Seconds from now until the server is ready, and gives an image the widest network again."""
+    started = time.monotonic()
+    widest = max(entry["width"] for entry in server.http.get("/v1/model").json()["widths"])
+    while True:
+        assert server.process.poll() is None, "the server ended"
+        assert time.monotonic() - started < WELL_S, "the server is not well again"
+        ready = server.http.get("/readyz").status_code == 200
+        reply = server.http.post("/v1/classify", content=photo, headers={"X-Latency-Budget-Ms": "1000"})
+        if ready and reply.status_code == 200 and reply.json()["width"] == widest:
+            return time.monotonic() - started
+        time.sleep(0.02)
+
+
+def warmed(server: Running) -> Running:
+    """Once every width runs every batch size."""
+    server.wait_ready()
+    server.wait_until(lambda: all("16" in w["latency_ms"] for w in server.http.get("/v1/model").json()["widths"]))
+    return server
+
+
+def tell(tally: Tally, name: str, seen: Seen, recovery_s: float | None) -> None:
+    tally.fault(name, str(seen), recovery_s)
+    tally.requests(len(seen.replies) + len(seen.lost), len(seen.lost))
+
+
+def expect_in_time(seen: Seen, fault_ms: float = LATE_MS) -> None:
+    """``fault_ms``: how much later than its budget the fault lets an answer come."""
+    assert not seen.lost, seen.lost[:3]
+    assert seen.late_ms < fault_ms + NOISE_MS
