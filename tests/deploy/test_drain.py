@@ -80,7 +80,7 @@ def test_a_replica_leaves_and_nobody_is_lost(kind: type[Balancer], tmp_path: Pat
 
 
 def test_a_rolling_restart_loses_nobody(tmp_path: Path) -> None:
-    """Tried behind TCP alone: with the proxies, too, this file would take more than two minutes."""
+    """Tried behind TCP alone: with the proxies, too, this file would take half as long again."""
     found(ServiceLike.program)
     with balanced(ServiceLike, tmp_path, GRACE_S) as (balancer, replicas):
 

@@ -15,7 +15,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from server.api_keys import line_for, new_key
-from tests.service.service_process import Running, serving
+from tests.service.service_process import Running, free_port, serving
 
 pytestmark = pytest.mark.service
 UPGRADE = (
@@ -101,13 +101,6 @@ def test_the_password_of_the_tls_key_is_told_to_nobody(tmp_path: Path) -> None:
     assert '"tls_key_password":"**********"' in told[0]
     assert "ready" in (log := (tmp_path / "log").read_text())
     assert not [text for text in (*told, log) if PASSWORD in text]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_administration_listens_at_an_address_of_its_own(tmp_path: Path, photos: list[bytes]) -> None:
