@@ -155,7 +155,10 @@ def test_both_ask_the_same_prometheus(scaled_object: Object) -> None:
 
 def test_what_is_simulated_is_what_is_deployed(autoscaler: Object) -> None:
     """But for how many replicas there may be, and for HTTP's share, which is not simulated."""
-    assert [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"][:2]] == [TARGET, GUARD]
+    assert [quantity(metric["pods"]["target"]["averageValue"]) for metric in autoscaler["metrics"][:2]] == [
+        TARGET,
+        GUARD,
+    ]
     assert (OUR_SIGNAL.target, OUR_SIGNAL.guard) == (TARGET, GUARD)
     assert TARGET in DEMANDS  # what one replica loses at it is told by the benchmark
     up, down = (autoscaler["behavior"][way] for way in ("scaleUp", "scaleDown"))
