@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from scala_model import preprocess
 from scala_model.preprocess import Preprocessing, to_pixels, to_rgb
 
 SPEC = Preprocessing(64)
@@ -298,3 +299,96 @@ def test_transparency_orientation_and_crop_together() -> None:
     pixels = to_pixels(reopened(image, "PNG", exif=exif), SPEC)
     assert pixels[2, 32].tolist() == WHITE
     assert pixels[61, 32].tolist() == [255, 0, 0]
+
+
+# -- in bands
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Edges, ramps and noise, and an alpha channel of its own."""
+    random = np.random.default_rng(5)
+    rows, columns = np.indices((height, width))
+    channels = [rows * 255 // height, columns * 255 // width, random.integers(0, 256, rows.shape), rows * columns % 256]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def of_mode(mode: str, width: int, height: int) -> Image.Image:
+    image = picture(width, height)
+    rgb, grey = image.convert("RGB"), np.asarray(image.getchannel(0)).astype(np.float32)
+    match mode:
+        case "RGBA":
+            return image
+        case "P with one transparent entry":
+            return reopened(rgb.quantize(16), "PNG", transparency=3)
+        case "P with an alpha value for each entry":
+            return reopened(rgb.quantize(16), "PNG", transparency=bytes(range(0, 256, 16)))
+        case "PA" | "LA" | "RGBa":
+            return image.convert(mode)
+        case "RGB with a transparent colour":
+            return reopened(
+                rgb.quantize(4).convert("RGB"), "PNG", transparency=rgb.quantize(4).convert("RGB").getpixel((0, 0))
+            )
+        case "I;16" | "I;16B":
+            return reopened(Image.fromarray((grey * 257).astype("<u2" if mode == "I;16" else ">u2")), "TIFF")
+        case "I;16 with a transparent value":
+            return reopened(Image.fromarray((grey * 257).astype(np.uint16)), "PNG", transparency=100 * 257)
+        case "I":
+            return Image.fromarray((grey * 300 - 2000).astype(np.int32))
+        case "F of shares":
+            return Image.fromarray(grey / 255)
+        case "F of 8 bits":
+            grey[0, 0], grey[-1, -1] = math.nan, math.inf
+            return Image.fromarray(grey)
+    return rgb.convert(mode)
+
+
+MODES = (
+    *("RGB", "RGBA", "RGBa", "RGBX", "L", "LA", "1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"),
+    *("P with one transparent entry", "P with an alpha value for each entry", "RGB with a transparent colour"),
+    *("I;16", "I;16B", "I;16 with a transparent value", "I", "F of shares", "F of 8 bits"),
+)
+
+
+def whole_and_in_bands(
+    image: Image.Image, spec: Preprocessing, monkeypatch: pytest.MonkeyPatch
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    whole = to_pixels(image, spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "MAX_WHOLE_PIXELS", 0)
+        patch.setattr(preprocess, "BAND_PIXELS", 1000)
+        patch.setattr(preprocess, "_TILE", 32)
+        patch.setattr(preprocess, "to_rgb", None)  # nor is the image ever converted whole
+        return whole, to_pixels(image, spec)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_in_bands_is_the_whole_image(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, exif = of_mode(mode, 211, 137), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.load()
+    image.info["exif"] = exif.tobytes()
+    image._exif = None  # type: ignore[attr-defined]
+    whole, in_bands = whole_and_in_bands(image, Preprocessing(48), monkeypatch)
+    np.testing.assert_array_equal(in_bands, whole)
+    assert len(np.unique(whole)) > (1 if mode == "1" else 20), "there is something to see"
+
+
+@pytest.mark.parametrize("size", [(640, 97), (97, 91), (50, 50), (300, 48), (1, 3000), (3000, 1), (3, 2), (2003, 1999)])
+@pytest.mark.parametrize("crop_ratio", [1.0, 0.875])
+def test_an_image_in_bands_is_the_whole_image_whatever_its_size(
+    size: tuple[int, int], crop_ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, in_bands = whole_and_in_bands(picture(*size), Preprocessing(48, crop_ratio), monkeypatch)
+    np.testing.assert_array_equal(in_bands, whole)
+
+
+@pytest.mark.parametrize(("size", "most"), [((1600, 2700), 1), ((700, 6100), 1), ((130, 33_000), 3)])
+def test_a_tall_image_in_bands_is_the_whole_image_but_for_rounding(
+    size: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(*size)
+    assert image.width * image.height > preprocess.MAX_WHOLE_PIXELS
+    in_bands = to_pixels(image, SPEC)
+    monkeypatch.setattr(preprocess, "MAX_WHOLE_PIXELS", image.width * image.height)
+    assert np.abs(in_bands.astype(int) - to_pixels(image, SPEC)).max() <= most
