@@ -132,8 +132,8 @@ def _in_bands(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
     """The same as of the whole image, from bands of some rows that are converted, turned and narrowed one by one.
 
     Pillow resizes the rows first, each by itself, and then the columns: that can be done in two steps. Of tall images
-    it may take the columns first (since Pillow 13), and then values differ by 1, since what lies between is rounded, and
-    by up to 3 where an image of a hundred pixels' width is hardly shrunk.
+    it may take the columns first (since Pillow 13). Then values differ by 1, since what lies between is rounded, and by
+    up to 3 of an image that is a hundred pixels wide and hardly shrunk.
     """
     turn, white, size = _turn(image), _white(image), spec.image_size
     width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
@@ -158,7 +158,9 @@ def _reach(start: float, end: float, size: int, length: int) -> tuple[int, int]:
     return max(0, math.floor(start - support)), min(length, math.ceil(end + support))
 
 
-def _before(turn: Image.Transpose | None, box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, ...]:
+def _before(
+    turn: Image.Transpose | None, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """Where a part of the turned image was in the image of this ``size``."""
     left, top, right, bottom = box
     if turn in _SIDEWAYS:

@@ -368,7 +368,7 @@ def test_an_image_in_bands_is_the_whole_image(mode: str, orientation: int, monke
     exif[ExifTags.Base.Orientation] = orientation
     image.load()
     image.info["exif"] = exif.tobytes()
-    image._exif = None  # type: ignore[attr-defined]
+    image._exif = None
     whole, in_bands = whole_and_in_bands(image, Preprocessing(48), monkeypatch)
     np.testing.assert_array_equal(in_bands, whole)
     assert len(np.unique(whole)) > (1 if mode == "1" else 20), "there is something to see"
