@@ -34,9 +34,7 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/hea
 _NO_FIELDS = frozenset({*RESERVED_ATTRS, "asctime", "message", "color_message"})  # the last is uvicorn's, for terminals
 STDERR = 2
 MAX_PENDING_BYTES = 2**20  # of lines not written yet; then they are dropped
-GATHER_S = (
-    0.01  # from the first line that waits to its being written, for others to come along: a write each costs more
-)
+GATHER_S = 0.01  # that the first line waits for others to be written with it
 FLUSH_S = 1.0
 _WORD = re.compile(r'[^\s"=]+')
 access_log, http_log = logging.getLogger("scala.access"), logging.getLogger("scala.http")
@@ -100,19 +98,26 @@ class LineWriter(logging.Handler):
 
     def _write_for_ever(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending)
-                self._writing = True
-            time.sleep(GATHER_S)
-            with self._changed:
-                lines, self._pending, self._pending_bytes = self._pending, [], 0
-                num_lost, self._num_lost = self._num_lost, 0
+            with suppress(MemoryError):  # of which there may be more again
+                with self._changed:
+                    self._changed.wait_for(lambda: self._pending)
+                    self._writing = True
+                time.sleep(GATHER_S)
+                self._write_pending()
+
+    def _write_pending(self) -> None:
+        with self._changed:
+            lines, self._pending, self._pending_bytes = self._pending, [], 0
+            num_lost, self._num_lost = self._num_lost, 0
+        try:
             told = [self._line(_loss(num_lost))] if num_lost else []
             unwritten = self._write(told + lines)
-            with self._changed:
-                self._num_lost += unwritten if unwritten <= len(lines) else num_lost + len(lines)
-                self._writing = False
-                self._changed.notify_all()
+        except MemoryError:
+            unwritten = len(lines) + 1
+        with self._changed:
+            self._num_lost += unwritten if unwritten <= len(lines) else num_lost + len(lines)
+            self._writing = False
+            self._changed.notify_all()
 
     def _write(self, lines: list[bytes]) -> int:
         """How many were not written as a whole."""

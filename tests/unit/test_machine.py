@@ -34,5 +34,5 @@ def test_memory_is_the_containers_limit_or_the_machines_own(tmp_path: Path, limi
     for name, text in (("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", limit)):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
-    with mock.patch("server.machine.psutil.virtual_memory", return_value=SimpleNamespace(total=5000)):
+    with mock.patch("server.machine._total_memory_bytes", return_value=5000):
         assert memory_limit_bytes(tmp_path) == usable

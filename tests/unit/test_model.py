@@ -23,7 +23,12 @@ def profile() -> LatencyProfile:
 
 
 def widths(profile: LatencyProfile, folder: Path) -> dict[float, ModelWidth]:
-    services = SimpleNamespace(checkpoint=read_checkpoint(write_toy(folder)), labels=("a",), profile=profile)
+    services = SimpleNamespace(
+        checkpoint=read_checkpoint(write_toy(folder)),
+        labels=("a",),
+        profile=profile,
+        settings=SimpleNamespace(model_name="toy"),
+    )
     answer = asyncio.run(model(Request({"type": "http", "state": {"services": services}})))
     return {entry.width: entry for entry in answer.widths}
 
