@@ -30,7 +30,7 @@ from tests.service.service_process import ROOT, Running, serving
 HAS_ATHERIS = sys.platform == "linux" and find_spec("atheris") is not None
 # Together with what goes over HTTP, and with tests/chaos/test_hostile_connections.py, more than 100,000 inputs.
 GUIDED_RUNS, GUIDED_S = 15_000, 60  # whichever comes first: following coverage takes ten times as long
-NUM_CHOSEN, NUM_RANDOM = 8_000, 60_000
+NUM_CHOSEN, NUM_RANDOM = 8_000, 50_000
 NUM_OVER_HTTP = 6_000
 NUM_SOAKED, SOAKED_FROM, SAMPLED_EVERY = 30_000, 10_000, 500
 NUM_CALLERS = 8
