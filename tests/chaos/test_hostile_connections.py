@@ -203,7 +203,7 @@ def test_an_open_connection_is_cheap(server: Running, tally: Tally) -> None:
         async with many(attack, count, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"):
             await asyncio.sleep(1)
             assert connections(server) > count
-            return (process.memory_info().rss - before) / count
+            return float(process.memory_info().rss - before) / count
 
     each_bytes = asyncio.run(held_bytes())
     tally.requests(count, count - attack.answers[200])
