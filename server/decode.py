@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import ctypes
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -93,7 +94,8 @@ class ImageDecoder:
 
     Building one makes three settings that Pillow knows for the whole process only, so that no request has to: its own
     size limit is raised to ``max_pixels`` where it is lower; its warnings, whose texts a request can make up, reach
-    neither the log nor Python's ever-growing list of warnings given; and what libtiff thinks of an image is not told.
+    neither the log nor Python's ever-growing list of warnings given; and what it and libtiff think of an image is not
+    told.
     """
 
     spec: Preprocessing
@@ -103,6 +105,7 @@ class ImageDecoder:
         Image.init()  # all plugins now, instead of in the first request
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self.max_pixels)
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
         _silence_libtiff()
 
     def __call__(self, image: Encoded | Raster) -> Pixels:

@@ -528,6 +528,13 @@ def test_what_libtiff_thinks_of_an_image_is_not_told(decoder: ImageDecoder, capf
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_pillow_thinks_of_an_image_is_not_logged(decoder: ImageDecoder, caplog: pytest.LogCaptureFixture) -> None:
+    num_samples = 277
+    size = [(256, 4, 1, 8), (257, 4, 1, 8)]
+    only_contract_errors(decoder, iter([tiff_directory(*size, (num_samples, 4, 1, 2048))]))
+    assert not caplog.records
+
+
 def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:
     warnings.filterwarnings("always")
     ImageDecoder(SPEC, MAX_PIXELS)
