@@ -114,8 +114,7 @@ def well_after(server: Running, photo: bytes) -> float:
 
 def warmed(server: Running) -> Running:
     """Once every width runs every batch size."""
-    server.wait_ready()
-    server.wait_until(lambda: all("16" in w["latency_ms"] for w in server.http.get("/v1/model").json()["widths"]))
+    server.wait_measured()
     return server
 
 

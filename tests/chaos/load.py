@@ -103,8 +103,7 @@ def serving_apart(log: Path, **given: Any) -> Iterator[Running]:
     cores = sorted(os.sched_getaffinity(0))
     within = ("taskset", "--cpu-list", str(cores[-1])) if shutil.which("taskset") else ()
     with serving(log, within=within, **given) as server:
-        server.wait_ready()
-        server.wait_until(lambda: all("16" in w["latency_ms"] for w in server.http.get("/v1/model").json()["widths"]))
+        server.wait_measured()
         os.sched_setaffinity(0, cores[:-1] or cores)
         try:
             yield server

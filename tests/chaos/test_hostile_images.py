@@ -67,8 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     assert all(made)
     log = tmp_path_factory.mktemp("server") / "log"
     with serving(log) as running:
-        running.wait_ready()
-        running.wait_until(lambda: all("16" in w["latency_ms"] for w in running.http.get("/v1/model").json()["widths"]))
+        running.wait_measured()
         yield running
         check_log(log)
 

@@ -90,8 +90,7 @@ def audited(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         LOG_LEVEL="debug",
         ACCESS_LOG="on",
     ) as running:
-        running.wait_ready()
-        running.wait_until(lambda: all("16" in w["latency_ms"] for w in running.http.get("/v1/model").json()["widths"]))
+        running.wait_measured()
         yield Audited(running, tmp_path / "audit", tmp_path / "log", request.param)
 
 

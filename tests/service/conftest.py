@@ -13,8 +13,7 @@ from tests.service.service_process import Running, draw_photos, serving
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server for all tests that leave it as they found it, with every width warmed."""
     with serving(tmp_path_factory.mktemp("server") / "log") as running:
-        running.wait_ready()
-        running.wait_until(lambda: all("16" in w["latency_ms"] for w in running.http.get("/v1/model").json()["widths"]))
+        running.wait_measured()
         yield running
 
 

@@ -32,6 +32,10 @@ class Running:
     def wait_ready(self) -> None:
         self.wait_until(lambda: self.http.get("/readyz").status_code == 200)
 
+    def wait_measured(self) -> None:
+        """Until every width is measured at every batch size, after which the server's memory no longer grows."""
+        self.wait_until(lambda: all("16" in w["latency_ms"] for w in self.http.get("/v1/model").json()["widths"]))
+
     def wait_until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
