@@ -14,13 +14,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging, features
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, _imaging, features
 
 from scala_model.preprocess import Preprocessing, to_pixels
+from server.decoding_memory import DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
@@ -57,6 +58,10 @@ MAX_SMALL_PARTS = 100  # half a millisecond; cameras write a dozen
 _PARTS_PER_PACKED_CHUNK = 1000  # as it is unpacked, to a MB at most: 10 MB of packed profiles took 23 s
 _PARTS_PER_MORE_EXIF = 200  # a further segment of EXIF, to which Pillow copies all before it
 
+# What decoding takes besides the image as Pillow holds it, in bytes a pixel.
+_PILLOW_BYTES = 4
+_BYTES_BESIDE = {"WEBP": 12, "AVIF": 12, "TIFF": 8}
+
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither stuffing nor a restart nor a fill byte
 _PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -90,7 +95,8 @@ def check_media_type(declared: str | None) -> None:
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares.
+    """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares, and
+    large ones share ``memory``.
 
     Building one makes three settings that Pillow knows for the whole process only, so that no request has to: its own
     size limit is raised to ``max_pixels`` where it is lower; its warnings, whose texts a request can make up, reach
@@ -100,6 +106,7 @@ class ImageDecoder:
 
     spec: Preprocessing
     max_pixels: int
+    memory: DecodingMemory = field(default_factory=DecodingMemory)
 
     def __post_init__(self) -> None:
         Image.init()  # all plugins now, instead of in the first request
@@ -112,15 +119,16 @@ class ImageDecoder:
         """The pixels that the network wants of an encoded image, or of one that needs no decoding.
 
         Raises ``BadRequest`` for an empty image and for text that is no base64, ``UnsupportedImage`` for bytes that are
-        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, ``BrokenImage`` for an image that fails
-        to decode, and ``Unavailable`` for one that does so because there is no memory.
+        no image we know, ``TooLarge`` before decoding more than ``max_pixels`` or than there could be memory for,
+        ``BrokenImage`` for an image that fails to decode, and ``Unavailable`` for one that does so because there is no
+        memory. A large image waits until others have left memory for it.
         """
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape
             self._check_pixels(width, height)
             return to_pixels(Image.fromarray(image), self.spec)
         body = _bytes_of(image)
-        with self._our_errors(body), self._open(body) as opened:
+        with self._our_errors(body), self._open(body) as opened, self.memory.hold(_bytes_for(opened, body)):
             return to_pixels(opened, self.spec)
 
     def if_small(self, image: Encoded | Raster) -> Pixels | None:
@@ -314,6 +322,17 @@ def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
         # A tile may be larger than its image: 0.9 MB can hold one of 30000 x 30000 pixels in an image of 64 x 64.
         tags = image.tag_v2
         yield int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
+
+
+def _bytes_for(image: Image.Image, body: bytes) -> int:
+    """About what decoding it takes at once, Pillow's own 4 bytes a pixel included."""
+    num_pixels = max(width * height for width, height in _declared_sizes(image))
+    num_bytes = (_PILLOW_BYTES + _BYTES_BESIDE.get(image.format or "", 0)) * num_pixels
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and _outline(body)[0] > 1:
+        scale = image.decoderconfig[0]  # what the draft divides by
+        # All coefficients, of 2 bytes, before the first pixel.
+        num_bytes += 2 * len(image.getbands()) * image.width * scale * image.height * scale
+    return num_bytes
 
 
 def _unidentified(body: bytes) -> RequestError:

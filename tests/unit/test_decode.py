@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from scala_model.preprocess import Preprocessing, to_pixels
 from server import decode
 from server.decode import IMAGE_FORMATS, MEDIA_TYPES, ImageDecoder, check_media_type
+from server.decoding_memory import DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 
 SPEC = Preprocessing(64)
@@ -533,6 +534,32 @@ def test_what_pillow_thinks_of_an_image_is_not_logged(decoder: ImageDecoder, cap
     size = [(256, 4, 1, 8), (257, 4, 1, 8)]
     only_contract_errors(decoder, iter([tiff_directory(*size, (num_samples, 4, 1, 2048))]))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("form", "bytes_a_pixel", "options"),
+    [
+        ("PNG", 4, {}),
+        ("JPEG", 6, {"progressive": True}),
+        ("TIFF", 12, {}),
+        ("WEBP", 16, {}),
+        ("AVIF", 16, {"speed": 10}),
+    ],
+)
+def test_a_large_image_takes_of_the_memory_what_its_format_needs(
+    form: str, bytes_a_pixel: int, options: dict[str, int]
+) -> None:
+    """As measured in a process of its own, to a tenth; but for TIFF and AVIF, which may take less."""
+    side, file = 2400, io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, form, **options)
+    needed = bytes_a_pixel * side**2
+    enough, too_little = (
+        ImageDecoder(Preprocessing(side // 16), MAX_PIXELS, DecodingMemory(share * needed)) for share in (1.1, 0.9)
+    )
+    assert enough(file.getvalue()).shape == (side // 16, side // 16, 3)
+    assert enough.memory.held_bytes == 0
+    with pytest.raises(TooLarge, match=r"takes \d+ MiB; this server has \d+ MiB for that"):
+        too_little(file.getvalue())
 
 
 def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:

@@ -22,6 +22,7 @@ CONTRACT = {  # by the names and labels that dashboards and alerts are built on
     "batch_size": set(),
     "queue_depth": set(),
     "inflight_bytes": set(),
+    "decoding_bytes": set(),
     "prediction_error_ratio": set(),
     "interference_ratio": set(),
     "expected_accuracy_ratio": set(),

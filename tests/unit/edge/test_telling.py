@@ -31,6 +31,7 @@ METRICS = {
     "scala_batch_size_count",
     "scala_queue_depth",
     "scala_inflight_bytes",
+    "scala_decoding_bytes",
     "scala_prediction_error_ratio",
     "scala_interference_ratio",
     "scala_expected_accuracy_ratio",
