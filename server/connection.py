@@ -278,7 +278,8 @@ class Connection(HttpToolsProtocol):
         request_id = scope.get("state", {}).get("request_id") or uuid.uuid4().hex
         response = error_response(error, {"path": scope.get("path", ""), "state": {"request_id": request_id}})
         headers = [*self.server_state.default_headers, *response.raw_headers]
-        headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        headers += [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        headers += [(b"connection", b"close")]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
         return b"%s%s\r\n%s" % (STATUS_LINE[response.status_code], lines, bytes(response.body))
 

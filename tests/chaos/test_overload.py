@@ -22,7 +22,7 @@ TIMES, BUDGET_MS = 10, 200
 CALM_S, EVERY_S = 5.0, 0.05  # after it, one request at a time
 # All below hold with room on a core of the server's own. Neighbours take it for tenths of a second, now and then.
 REFUSED_S = 0.05  # 99 in 100 refusals, at the server; measured 0.005 alone, 0.02 beside others
-RECOVERED_S = 4.0  # measured 0.8
+RECOVERED_S = 2.0  # measured 0.8
 # The clock of a budget begins when the event loop reads a request, and while it has only half a core it is behind by up
 # to a second at first, until enough are refused. So many may be later than that beyond their budget, as callers see it.
 LATE_S, SETTLED_S = 0.05, 4.0

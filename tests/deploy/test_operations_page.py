@@ -24,8 +24,9 @@ def block_with(words: str) -> str:
 def rendered(kustomization: str, folder: Path) -> list[Object]:
     """On the overlay for CPUs."""
     assert "resources: [../cpu]" in kustomization
-    beside = os.path.relpath(KUBERNETES / "overlays/cpu", folder)
-    (folder / "kustomization.yaml").write_text(kustomization.replace("../cpu", beside))
+    root = os.path.relpath(KUBERNETES, folder)
+    kustomization = kustomization.replace("../../components", f"{root}/components")
+    (folder / "kustomization.yaml").write_text(kustomization.replace("../cpu", f"{root}/overlays/cpu"))
     return render(folder)
 
 

@@ -141,6 +141,7 @@ async def refused(client: Client, status: int) -> str:
     answered, headers, problem = await client.answer()
     assert (answered, headers["connection"], headers["content-type"]) == (status, "close", "application/problem+json")
     assert problem["request_id"] == headers["x-request-id"]
+    assert headers["x-content-type-options"] == "nosniff"
     assert await client.is_closed()
     return str(problem["detail"])
 
