@@ -322,6 +322,17 @@ def test_a_small_tiff_with_a_huge_tile_is_too_large(decoder: ImageDecoder) -> No
         decoder(tiff_directory(*tags, *tile))
 
 
+@pytest.mark.skipif("AVIF" not in IMAGE_FORMATS, reason="Pillow was built without AVIF")
+def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else runs while Pillow copies its pixels."""
+    body = encoded(photo(50, 40), "AVIF")
+    monkeypatch.setattr(decode, "MAX_AVIF_PIXELS", 2000)
+    assert decoder(body).shape == (64, 64, 3)
+    monkeypatch.setattr(decode, "MAX_AVIF_PIXELS", 1999)
+    with pytest.raises(TooLarge, match=r"50 x 40 = 2000 pixels; the limit for AVIF is 1999: .* a JPEG or PNG"):
+        decoder(body)
+
+
 def test_the_limit_itself_is_allowed() -> None:
     body = encoded(photo(50, 40), "PNG")
     assert ImageDecoder(SPEC, 2000)(body).shape == (64, 64, 3)
@@ -542,7 +553,7 @@ def test_what_pillow_thinks_of_an_image_is_not_logged(decoder: ImageDecoder, cap
         ("PNG", 4, {}),
         ("JPEG", 6, {"progressive": True}),
         ("TIFF", 12, {}),
-        ("WEBP", 16, {}),
+        ("WEBP", 12, {}),
         ("AVIF", 16, {"speed": 10}),
     ],
 )
