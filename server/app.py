@@ -101,7 +101,7 @@ def assemble(
     )
     decision_log = _decision_log(settings, checkpoint, profile, metrics)
     planner = _planner(settings, policy, fixed, profile, monitor, decision_log)
-    num_decoders = max(1, int(machine.cpus))
+    num_decoders = max(2, int(machine.cpus))  # one of them always free of large images
     services = Services(
         settings=_effective(settings, checkpoint, engine),
         checkpoint=replace(checkpoint, weights={}),  # the engine's alone, to be freed once it has made its own of them
@@ -135,6 +135,7 @@ def assemble(
         ),
         decoders=started_pool(num_decoders, "decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
+        large_turns=asyncio.Semaphore(num_decoders // 2),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
         tracer=tracer,

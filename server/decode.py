@@ -22,7 +22,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError,
 
 from scala_model.preprocess import Preprocessing, to_pixels
 from server import webp
-from server.decoding_memory import DecodingMemory
+from server.decoding_memory import FREE_BYTES, DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
@@ -134,6 +134,15 @@ class ImageDecoder:
         body = _bytes_of(image)
         with self._our_errors(body), self._open(body) as opened, self.memory.hold(_bytes_for(opened, body)):
             return to_pixels(_beside_others(opened, body), self.spec)
+
+    def unless_large(self, image: Encoded | Raster) -> Pixels | None:
+        """The same for an image that takes up to ``FREE_BYTES``; None, its head alone read, for a larger one."""
+        if isinstance(image, np.ndarray):
+            return self(image)
+        body = _bytes_of(image)
+        with self._our_errors(body), self._open(body) as opened:
+            is_large = _bytes_for(opened, body) > FREE_BYTES
+            return None if is_large else to_pixels(_beside_others(opened, body), self.spec)
 
     def if_small(self, image: Encoded | Raster) -> Pixels | None:
         """The same for an image that takes about a millisecond at most; None, nothing decoded, for any other.

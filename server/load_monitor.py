@@ -100,8 +100,10 @@ class LoadMonitor:
     burst: DecayingRate = field(default_factory=lambda: DecayingRate(BURST_TAU_S))
     demand: DecayingRate = field(default_factory=lambda: DecayingRate(DEMAND_TAU_S))
     busy: DecayingRate = field(default_factory=lambda: DecayingRate(1.0))
-    small: Allowance = field(default_factory=Allowance)  # decoding a body of few bytes
-    large: Allowance = field(default_factory=Allowance)  # decoding any other, its wait for a decoder included
+    small: Allowance = field(
+        default_factory=Allowance
+    )  # decoding an image in place, as those of few bytes are expected to be
+    large: Allowance = field(default_factory=Allowance)  # decoding any other in a thread, its wait for one included
     hop: Allowance = field(default_factory=Allowance)  # that the device stands idle before a batch that waits for it
     notice: Allowance = field(default_factory=Allowance)  # from the engine's result to the event loop's hearing of it
     respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
-import numpy as np
-
 from scala_model.checkpoint import Checkpoint
 from scala_model.width import Width
 from server.admission import Admission
@@ -31,7 +29,7 @@ from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
 from server.serve_loop import ServeLoop
-from server.types import SMALL_BYTES, Job, Pixels, Terms, Timed
+from server.types import SMALL_BYTES, Encoded, Job, Pixels, Raster, Terms, Timed
 
 if TYPE_CHECKING:
     from server.spans import Tracer
@@ -62,6 +60,7 @@ class Services:
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore
+    large_turns: asyncio.Semaphore  # half as many, for images that take much memory, and so much time
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
     tracer: Tracer | None
@@ -71,23 +70,41 @@ class Services:
         """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises, or was received.
 
         A 64 x 64 JPEG took 0.2 ms in place and 0.4 by way of a thread on an idle server; under overload, with threads
-        waiting for the interpreter's lock, 0.4 and 20.
+        waiting for the interpreter's lock, 0.4 and 20. A large image takes seconds in its thread, so at most every
+        second thread decodes one, and what it takes is not expected of others.
         """
         if isinstance(received, RequestError):
             raise received
-        started = time.monotonic()
+        started, way = time.monotonic(), self.monitor.small
         try:
             pixels = self.decoder.if_small(received)
-            return pixels if pixels is not None else await self._in_pool(1, self.decoder, received)
+            if pixels is None:
+                way = self.monitor.large
+                pixels = await self._in_pool(1, self.decoder.unless_large, received)
         finally:
-            now, num_bytes = time.monotonic(), received.nbytes if isinstance(received, np.ndarray) else len(received)
-            self.monitor.decode(num_bytes).observe(now - started, now)
+            now = time.monotonic()
+            way.observe(now - started, now)
+        return pixels if pixels is not None else await self._decode_large(received)
 
     async def read(self, num_bytes: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
         """What ``work`` makes of so many bytes of a body: at once of few, else in a decoder's thread."""
         return work(*given) if num_bytes <= SMALL_BYTES else await self._in_pool(0, work, *given)
 
     async def _in_pool(self, num_images: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
+        future = await self._started(num_images, work, *given)
+        return await asyncio.shield(future)  # a thread cannot be stopped: its turn ends when it does
+
+    async def _decode_large(self, received: Encoded | Raster) -> Pixels:
+        await self.large_turns.acquire()
+        try:
+            future = await self._started(1, self.decoder, received)
+        except BaseException:
+            self.large_turns.release()
+            raise
+        future.add_done_callback(lambda _: self.large_turns.release())
+        return await asyncio.shield(future)
+
+    async def _started(self, num_images: int, work: Callable[[*Ts], T], *given: *Ts) -> asyncio.Future[T]:
         """A body waits here for a decoder, not in the pool, which would keep it when its request has long expired."""
         self.admission.preparing += num_images
         try:
@@ -97,7 +114,7 @@ class Services:
             raise
         future = asyncio.get_running_loop().run_in_executor(self.decoders, work, *given)
         future.add_done_callback(partial(self._decoder_is_free, num_images))
-        return await asyncio.shield(future)  # a thread cannot be stopped: its turn ends when it does
+        return future
 
     def _decoder_is_free(self, num_images: int, future: asyncio.Future[Any]) -> None:
         self.admission.preparing -= num_images

@@ -12,9 +12,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic_core import to_json
 
+from scala_model.preprocess import Preprocessing, to_pixels
 from server.types import SMALL_BYTES
 from tests.unit.edge.application import CLASSIFY, Reply, Runner, Site, check_problem, form, statuses
 from tests.unit.toy import png
@@ -76,6 +78,50 @@ def test_images_that_wait_for_a_decoder_are_in_the_queue_too(site: Runner) -> No
     site(scenario, max_queue=3, max_pixels=100_000)
 
 
+def spend_on(site: Site, seconds: float, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on images of this mode take so long to decode."""
+
+    def slow(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
+        site.clock.spend(seconds * (image.mode == mode))
+        return to_pixels(image, spec)
+
+    monkeypatch.setattr("server.decode.to_pixels", slow)
+
+
+def test_a_small_body_that_takes_long_in_a_thread_is_not_expected_of_small_images(
+    site: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 2.5 s such an image had a quarter of all small images refused."""
+
+    async def scenario(site: Site) -> None:
+        spend_on(site, 2.5, "RGBA", monkeypatch)
+        webp = encoded(Image.new("RGBA", (9, 9), (7, 7, 7, 254)), "WEBP")
+        assert (await site.classify(webp, {"X-Latency-Budget-Ms": "60000"})).status == 200
+        assert (await site.classify(headers={"X-Latency-Budget-Ms": "100"})).status == 200
+
+    site(scenario)
+
+
+def test_large_images_leave_decoders_to_others(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two callers with legal images of 50 million pixels kept both decoders of a server, and all others waited."""
+    monkeypatch.setattr("server.decode.FREE_BYTES", 4 * 120 * 120)
+
+    async def scenario(site: Site) -> None:
+        services, large, patient = site.services, photo(121), {"X-Latency-Budget-Ms": "60000"}
+        await services.large_turns.acquire()  # a large image is being decoded
+        assert services.large_turns.locked(), "no second one at a time, of two decoders"
+        requests = [asyncio.create_task(site.classify(large, patient)) for _ in range(10)]
+        assert (await site.classify(photo(), {"X-Latency-Budget-Ms": "100"})).status == 200
+        assert not any(request.done() for request in requests)
+        assert services.admission.preparing == 0, "nor is their inference expected soon"
+        assert (await site.classify(large, {"X-Latency-Budget-Ms": "100"})).status == 504
+        services.large_turns.release()
+        assert statuses(await asyncio.gather(*requests)) == {200: 10}
+        assert not services.large_turns.locked()
+
+    site(scenario, max_pixels=100_000)
+
+
 def as_json(image: bytes) -> tuple[str, bytes, dict[str, str]]:
     return CLASSIFY, to_json({"images": [base64.b64encode(image)]}), {"Content-Type": "application/json"}
 
@@ -130,11 +176,16 @@ def test_a_large_body_is_taken_apart_beside_the_event_loop(
     site(scenario, max_pixels=100_000)
 
 
-def photo() -> bytes:
+def photo(side: int = 120) -> bytes:
     """Too large to be decoded in place."""
+    body = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)), "PNG")
+    assert SMALL_BYTES < len(body) < 100_000
+    return body
+
+
+def encoded(image: Image.Image, image_format: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)).save(file, "PNG")
-    assert SMALL_BYTES < len(file.getvalue()) < 100_000
+    image.save(file, image_format)
     return file.getvalue()
 
 
