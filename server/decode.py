@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin, _imaging, features
 
-from scala_model.preprocess import Preprocessing, to_pixels
+from scala_model.preprocess import MAX_EXIF_BYTES, Preprocessing, to_pixels
 from server import webp
 from server.decoding_memory import FREE_BYTES, DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
@@ -60,13 +60,16 @@ MAX_SCANS = 100
 MAX_PARTS = 20_000
 MAX_SMALL_PARTS = 100  # half a millisecond; cameras write a dozen
 _PARTS_PER_PACKED_CHUNK = 1000  # as it is unpacked, to a MB at most: 10 MB of packed profiles took 23 s
+_BYTES_PER_TAG = 12  # at least, of EXIF's and MPF's directories: a tag of them is a part, too
 _PARTS_PER_MORE_EXIF = 200  # a further segment of EXIF, to which Pillow copies all before it
 
 # What decoding takes besides the image as Pillow holds it, in bytes a pixel.
 _PILLOW_BYTES = 4
 _BYTES_BESIDE = {"WEBP": 8, "AVIF": 12, "TIFF": 8}
 
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither stuffing nor a restart nor a fill byte
+# A head of a segment, and not stuffing, a fill byte, a restart, or TEM, which libjpeg steps over like a restart.
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_JPEG_PIECE = 2**16  # bytes
 _PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _RIFF_START, _GIF_STARTS = b"RIFF", (b"GIF87a", b"GIF89a")
@@ -132,7 +135,8 @@ class ImageDecoder:
             self._check_pixels(width, height)
             return to_pixels(Image.fromarray(image), self.spec)
         body = _bytes_of(image)
-        with self._our_errors(body), self._open(body) as opened, self.memory.hold(_bytes_for(opened, body)):
+        outline = _outline(body)
+        with self._our_errors(body), self._open(body, outline) as opened, self.memory.hold(_bytes_for(opened, outline)):
             return to_pixels(_beside_others(opened, body), self.spec)
 
     def unless_large(self, image: Encoded | Raster) -> Pixels | None:
@@ -140,8 +144,9 @@ class ImageDecoder:
         if isinstance(image, np.ndarray):
             return self(image)
         body = _bytes_of(image)
-        with self._our_errors(body), self._open(body) as opened:
-            is_large = _bytes_for(opened, body) > FREE_BYTES
+        outline = _outline(body)
+        with self._our_errors(body), self._open(body, outline) as opened:
+            is_large = _bytes_for(opened, outline) > FREE_BYTES
             return None if is_large else to_pixels(_beside_others(opened, body), self.spec)
 
     def if_small(self, image: Encoded | Raster) -> Pixels | None:
@@ -152,9 +157,13 @@ class ImageDecoder:
         """
         if isinstance(image, np.ndarray):
             return self(image) if image.size <= 3 * SMALL_PIXELS else None
-        if len(image) > SMALL_BYTES or not _is_plain(body := _bytes_of(image)):
+        if len(image) > SMALL_BYTES:
             return None
-        with self._our_errors(body), self._open(body) as opened:
+        body = _bytes_of(image)
+        outline = _outline(body)
+        if not _is_plain(body, outline):
+            return None
+        with self._our_errors(body), self._open(body, outline) as opened:
             return to_pixels(opened, self.spec) if opened.width * opened.height <= SMALL_PIXELS else None
 
     @contextmanager
@@ -170,9 +179,7 @@ class ImageDecoder:
             raise _unidentified(body) from error
         except MemoryError as error:
             if not self._has_memory():
-                raise Unavailable(
-                    "The server has no memory to decode this image now; try again in a second."
-                ) from error
+                raise _no_memory() from error
             raise _broken() from error
         except Exception as error:  # the plugins raise whatever their parsers stumble over, even MemoryError
             raise _broken() from error
@@ -185,11 +192,10 @@ class ImageDecoder:
             return False
         return True
 
-    def _open(self, body: bytes) -> Image.Image:
+    def _open(self, body: bytes, outline: _Outline) -> Image.Image:
         if not body:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
-        num_scans, num_parts = _outline(body)
-        if num_scans > MAX_SCANS or num_parts > MAX_PARTS:
+        if outline.num_scans > MAX_SCANS or outline.num_parts > MAX_PARTS:
             raise BrokenImage(
                 f"The image has more than {MAX_PARTS} parts beside its pixels, or more than {MAX_SCANS} scans; save it "
                 "anew, without metadata."
@@ -226,7 +232,7 @@ def _silence_libtiff() -> None:
 
 
 def _bytes_of(encoded: Encoded) -> bytes:
-    """Raises BadRequest. In pieces of about a millisecond, between which other threads get the interpreter."""
+    """Raises BadRequest or Unavailable. In pieces of a millisecond, between which other threads get the interpreter."""
     if isinstance(encoded, bytes):
         return encoded
     try:
@@ -239,57 +245,82 @@ def _bytes_of(encoded: Encoded) -> bytes:
             f"The image is not base64: {error}. Send it in the standard alphabet, padded, without line breaks and "
             "without 'data:' before it."
         ) from None
+    except MemoryError as error:
+        raise _no_memory() from error
     return body
 
 
-def _is_plain(body: bytes) -> bool:
+class _Outline(NamedTuple):
+    """``num_parts``, as far as ``MAX_PARTS``, of whatever Pillow reads in Python; scans are a JPEG's."""
+
+    num_parts: int = 0
+    num_scans: int = 0
+    in_first_scan: int = 0  # how many of the colours
+
+
+def _is_plain(body: bytes, outline: _Outline) -> bool:
     """Whether nothing in it can take longer than its size and its pixels do."""
-    num_scans, num_parts = _outline(body)
-    if num_parts > MAX_SMALL_PARTS:
+    if outline.num_parts > MAX_SMALL_PARTS:
         return False
     if body.startswith(_JPEG_START):
-        return num_scans == 1
+        return outline.num_scans == 1
     return body.startswith(_PNG_START) and not any(chunk in body for chunk in _PNG_INFLATED)
 
 
-def _outline(body: bytes) -> tuple[int, int]:
-    """How many scans a JPEG has, and how many parts, as far as ``MAX_PARTS``, whatever Pillow reads in Python has."""
+def _outline(body: bytes) -> _Outline:
     if body.startswith(_JPEG_START):
         return _outline_of_jpeg(body)
     if body.startswith(_PNG_START):
-        return 0, _num_chunks(body)
+        return _Outline(_num_chunks(body))
     if body.startswith(_RIFF_START):
-        return 0, _num_riff_chunks(body)
+        return _Outline(_num_riff_chunks(body))
     if body.startswith(_GIF_STARTS):
-        return 0, _num_blocks_of_gif(body)
-    return 0, _num_values_of_tiff(body) if body[:4] in _TIFF_STARTS else 0
+        return _Outline(_num_blocks_of_gif(body))
+    return _Outline(_num_values_of_tiff(body) if body[:4] in _TIFF_STARTS else 0)
 
 
-def _outline_of_jpeg(body: bytes) -> tuple[int, int]:
+def _outline_of_jpeg(body: bytes) -> _Outline:
     """What follows the image's end does not count: phones append whole films."""
-    position, num_scans, num_parts, has_exif = len(_JPEG_START), 0, 0, False
+    position, num_scans, num_parts, in_first_scan, has_exif = len(_JPEG_START), 0, 0, 0, False
     while num_parts <= MAX_PARTS:
-        marker = _JPEG_MARKER.search(body, position)
+        marker = _next_marker(body, position, len(body) if num_scans else min(len(body), position + MAX_PARTS + 2))
         if not num_scans:  # garbage; behind a scan's head are its pixels
-            num_parts += max(0, (marker.start() if marker else len(body)) - position)
+            num_parts += (marker.start() if marker else len(body)) - position
         if marker is None or (code := marker[0][1]) == 0xD9:
             break
-        start, position = marker.end(), marker.end() + int.from_bytes(body[marker.end() : marker.end() + 2])
+        start, size = marker.end(), int.from_bytes(body[marker.end() : marker.end() + 2])
+        position = min(start + size, len(body))
         num_parts += 1
-        num_scans += code == 0xDA
-        if code == 0xE1 and body.startswith(b"Exif", start + 2):
-            num_parts += has_exif * _PARTS_PER_MORE_EXIF
+        if code == 0xDA:
+            if not num_scans:
+                in_first_scan = int.from_bytes(body[start + 2 : start + 3])
+            num_scans += 1
+        elif code == 0xE1 and body.startswith(b"Exif", start + 2):
+            num_parts += _PARTS_PER_MORE_EXIF if has_exif else size // _BYTES_PER_TAG
             has_exif = True
+        elif code == 0xE2 and body.startswith(b"MPF\0", start + 2):
+            num_parts += size // _BYTES_PER_TAG
         elif code == 0xED:  # Photoshop's, of any number of resources
             num_parts += body.count(b"8BIM", start, position)
-    return num_scans, num_parts
+    return _Outline(num_parts, num_scans, in_first_scan)
+
+
+def _next_marker(body: bytes, start: int, end: int) -> re.Match[bytes] | None:
+    """In pieces of about a millisecond, between which other threads get the interpreter."""
+    pieces = (_JPEG_MARKER.search(body, at, min(at + _JPEG_PIECE + 1, end)) for at in range(start, end, _JPEG_PIECE))
+    return next(filter(None, pieces), None)
 
 
 def _num_chunks(body: bytes) -> int:
     position, num_chunks = len(_PNG_START), 0
     while position < len(body) and num_chunks <= MAX_PARTS:
-        num_chunks += _PARTS_PER_PACKED_CHUNK if body[position + 4 : position + 8] in _PNG_INFLATED else 1
-        position += 12 + int.from_bytes(body[position : position + 4])
+        size, kind = int.from_bytes(body[position : position + 4]), body[position + 4 : position + 8]
+        num_chunks += _PARTS_PER_PACKED_CHUNK if kind in _PNG_INFLATED else 1
+        if kind == b"eXIf":
+            num_chunks += min(size, MAX_EXIF_BYTES) // _BYTES_PER_TAG
+        elif body.startswith(b"tEXtRaw profile type exif", position + 4):
+            num_chunks += size // (2 * _BYTES_PER_TAG)  # in hexadecimal
+        position += 12 + size
     return num_chunks
 
 
@@ -346,13 +377,14 @@ def _beside_others(image: Image.Image, body: bytes) -> Image.Image:
     return webp.decoded(image, body) if isinstance(image, WebPImagePlugin.WebPImageFile) else image
 
 
-def _bytes_for(image: Image.Image, body: bytes) -> int:
+def _bytes_for(image: Image.Image, outline: _Outline) -> int:
     """About what decoding it takes at once, Pillow's own 4 bytes a pixel included."""
     num_pixels = max(width * height for width, height in _declared_sizes(image))
     num_bytes = (_PILLOW_BYTES + _BYTES_BESIDE.get(image.format or "", 0)) * num_pixels
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and _outline(body)[0] > 1:
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and (
+        "progressive" in image.info or outline.in_first_scan < image.layers
+    ):  # all coefficients, of 2 bytes, before the first pixel: see libjpeg's initial_setup
         scale = image.decoderconfig[0]  # what the draft divides by
-        # All coefficients, of 2 bytes, before the first pixel.
         num_bytes += 2 * len(image.getbands()) * image.width * scale * image.height * scale
     return num_bytes
 
@@ -367,3 +399,7 @@ def _unidentified(body: bytes) -> RequestError:
 
 def _broken() -> BrokenImage:
     return BrokenImage("The image is damaged or incomplete; check that it opens in an image viewer and send all of it.")
+
+
+def _no_memory() -> Unavailable:
+    return Unavailable("The server has no memory to decode this image now; try again in a second.")
