@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +29,15 @@ from server.pulse import Pulse
 from server.quote import QuoteBook
 from server.request_queue import RequestQueue
 from server.schemas import EffectiveSettings
-from server.serve_loop import ServeLoop
+from server.serve_loop import RESTARTING, ServeLoop
 from server.types import SMALL_BYTES, Encoded, Job, Pixels, Raster, Terms, Timed
 
 if TYPE_CHECKING:
     from server.spans import Tracer
+
+# For one image: the slowest that is allowed took 4 s.
+DECODER_PATIENCE_S = 60.0
+log = logging.getLogger("scala.serve")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -112,11 +117,21 @@ class Services:
         except BaseException:
             self.admission.preparing -= num_images
             raise
-        future = asyncio.get_running_loop().run_in_executor(self.decoders, work, *given)
-        future.add_done_callback(partial(self._decoder_is_free, num_images))
+        loop = asyncio.get_running_loop()
+        watchdog = loop.call_later(DECODER_PATIENCE_S, self._decoder_hangs)
+        future = loop.run_in_executor(self.decoders, work, *given)
+        future.add_done_callback(partial(self._decoder_is_free, num_images, watchdog))
         return future
 
-    def _decoder_is_free(self, num_images: int, future: asyncio.Future[Any]) -> None:
+    def _decoder_hangs(self) -> None:
+        """Native code cannot be stopped, and would keep its turn and its memory: like a hung engine it ends us."""
+        why = f"a decoder has not come to an end in {DECODER_PATIENCE_S:.0f} s"
+        log.error("%s: leaving", why)
+        self.lifecycle.fail(why)
+        self.serve_loop.drop_all(RESTARTING)
+
+    def _decoder_is_free(self, num_images: int, watchdog: asyncio.TimerHandle, future: asyncio.Future[Any]) -> None:
+        watchdog.cancel()
         self.admission.preparing -= num_images
         self.decoder_turns.release()
         if not future.cancelled():

@@ -122,6 +122,23 @@ def test_large_images_leave_decoders_to_others(site: Runner, monkeypatch: pytest
     site(scenario, max_pixels=100_000)
 
 
+@pytest.mark.parametrize(("seconds", "healthy"), [(50.0, True), (70.0, False)])
+def test_a_decoder_that_hangs_ends_the_server(
+    site: Runner, seconds: float, healthy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept its turn and its memory for ever, and what was not decoded in place timed out, though it was ready."""
+
+    async def scenario(site: Site) -> None:
+        monkeypatch.setattr("server.decode.to_pixels", lambda *_: site.clock.spend(seconds))
+        stuck = asyncio.create_task(site.classify(photo(), {"X-Latency-Budget-Ms": "1000"}))
+        await asyncio.sleep(61)
+        assert (await stuck).status == 504
+        assert (await site.ask("GET", "/readyz")).status == (200 if healthy else 503)
+        assert site.services.lifecycle.failed == (None if healthy else "a decoder has not come to an end in 60 s")
+
+    site(scenario, max_pixels=100_000)
+
+
 def as_json(image: bytes) -> tuple[str, bytes, dict[str, str]]:
     return CLASSIFY, to_json({"images": [base64.b64encode(image)]}), {"Content-Type": "application/json"}
 
