@@ -27,13 +27,13 @@ from server.admission import Admission
 from server.api_keys import Gate
 from server.decision_log import DecisionLog
 from server.decode import ImageDecoder
-from server.decoding_memory import SHARE, DecodingMemory
 from server.device import Device
 from server.edge import Edge, Endpoint, answer_error
 from server.engine import engine_of
 from server.engine.contract import Engine
 from server.errors import RequestError
 from server.gpu import GpuCollector
+from server.large_images import SHARE, LargeImages
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import DEMAND_TAU_S, DecayingRate, LoadMonitor
@@ -130,12 +130,10 @@ def assemble(
         decision_log=decision_log,
         quotes=QuoteBook(),
         pulse=Pulse(),
-        decoder=ImageDecoder(
-            checkpoint.preprocessing, settings.max_pixels, DecodingMemory(SHARE * memory_limit_bytes())
-        ),
+        decoder=ImageDecoder(checkpoint.preprocessing, settings.max_pixels),
         decoders=started_pool(num_decoders, "decode"),
         decoder_turns=asyncio.Semaphore(num_decoders),
-        large_turns=asyncio.Semaphore(num_decoders // 2),
+        large_images=LargeImages(num_decoders // 2, SHARE * memory_limit_bytes()),
         labels=tuple(str(entry["label"]) for entry in checkpoint.card["classes"]),
         measured_accuracy=measured,
         tracer=tracer,
@@ -324,11 +322,11 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
 def _export(services: Services, engine: Engine) -> None:
     """The gauges that are read from live values at scrape time, and the three that never change."""
     monitor, admission, lifecycle = services.monitor, services.admission, services.lifecycle
-    decoding, now = services.decoder.memory, time.monotonic
+    large, now = services.large_images, time.monotonic
     gauges: dict[tuple[str, str], Callable[[], float]] = {
         ("queue_depth", "Images decoded and waiting"): lambda: len(services.queue),
         ("inflight_bytes", "Bytes of request bodies held"): lambda: admission.inflight_bytes,
-        ("decoding_bytes", "Memory that large images take while they are decoded"): lambda: decoding.held_bytes,
+        ("decoding_bytes", "Memory that large images take while they are decoded"): lambda: large.held_bytes,
         ("interference_ratio", "Observed over profiled latency"): lambda: monitor.interference(now()),
         ("prediction_error_ratio", "Observed over predicted latency, smoothed"): lambda: monitor.prediction_error,
         ("engine_busy_ratio", "Share of time the engine runs"): lambda: min(1.0, monitor.busy.value(now())),

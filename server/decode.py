@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError,
 
 from scala_model.preprocess import MAX_EXIF_BYTES, Preprocessing, to_pixels
 from server import webp
-from server.decoding_memory import FREE_BYTES, DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
+from server.large_images import LARGE_BYTES
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -102,8 +102,7 @@ def check_media_type(declared: str | None) -> None:
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares, and
-    large ones share ``memory``.
+    """Decodes one encoded image, in any thread. ``max_pixels`` limits the width times the height that it declares.
 
     Building one makes three settings that Pillow knows for the whole process only, so that no request has to: its own
     size limit is raised to ``max_pixels`` where it is lower; its warnings, whose texts a request can make up, reach
@@ -113,7 +112,6 @@ class ImageDecoder:
 
     spec: Preprocessing
     max_pixels: int
-    memory: DecodingMemory = field(default_factory=DecodingMemory)
 
     def __post_init__(self) -> None:
         Image.init()  # all plugins now, instead of in the first request
@@ -126,28 +124,27 @@ class ImageDecoder:
         """The pixels that the network wants of an encoded image, or of one that needs no decoding.
 
         Raises ``BadRequest`` for an empty image and for text that is no base64, ``UnsupportedImage`` for bytes that are
-        no image we know, ``TooLarge`` before decoding more than ``max_pixels`` or than there could be memory for,
-        ``BrokenImage`` for an image that fails to decode, and ``Unavailable`` for one that does so because there is no
-        memory. A large image waits until others have left memory for it.
+        no image we know, ``TooLarge`` before decoding more than ``max_pixels``, ``BrokenImage`` for an image that
+        fails to decode, and ``Unavailable`` for one that does so because there is no memory.
         """
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape
             self._check_pixels(width, height)
             return to_pixels(Image.fromarray(image), self.spec)
         body = _bytes_of(image)
-        outline = _outline(body)
-        with self._our_errors(body), self._open(body, outline) as opened, self.memory.hold(_bytes_for(opened, outline)):
+        with self._our_errors(body), self._open(body, _outline(body)) as opened:
             return to_pixels(_beside_others(opened, body), self.spec)
 
-    def unless_large(self, image: Encoded | Raster) -> Pixels | None:
-        """The same for an image that takes up to ``FREE_BYTES``; None, its head alone read, for a larger one."""
+    def unless_large(self, image: Encoded | Raster) -> Pixels | int:
+        """The same for an image that takes at most ``LARGE_BYTES`` of memory; how many it takes, its head alone read,
+        for a larger one."""
         if isinstance(image, np.ndarray):
             return self(image)
         body = _bytes_of(image)
         outline = _outline(body)
         with self._our_errors(body), self._open(body, outline) as opened:
-            is_large = _bytes_for(opened, outline) > FREE_BYTES
-            return None if is_large else to_pixels(_beside_others(opened, body), self.spec)
+            num_bytes = _bytes_for(opened, outline)
+            return num_bytes if num_bytes > LARGE_BYTES else to_pixels(_beside_others(opened, body), self.spec)
 
     def if_small(self, image: Encoded | Raster) -> Pixels | None:
         """The same for an image that takes about a millisecond at most; None, nothing decoded, for any other.

@@ -18,6 +18,7 @@ from server.decision_log import DecisionLog
 from server.decode import ImageDecoder, Received
 from server.device import Device
 from server.errors import RequestError
+from server.large_images import LargeImages
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor, full_width_demand
@@ -65,7 +66,7 @@ class Services:
     decoder: ImageDecoder
     decoders: ThreadPoolExecutor
     decoder_turns: asyncio.Semaphore
-    large_turns: asyncio.Semaphore  # half as many, for images that take much memory, and so much time
+    large_images: LargeImages  # half as many
     labels: tuple[str, ...]
     measured_accuracy: dict[Width, float | None]
     tracer: Tracer | None
@@ -75,21 +76,21 @@ class Services:
         """A small image at once, others in the bounded pool. Raises what ``ImageDecoder`` raises, or was received.
 
         A 64 x 64 JPEG took 0.2 ms in place and 0.4 by way of a thread on an idle server; under overload, with threads
-        waiting for the interpreter's lock, 0.4 and 20. A large image takes seconds in its thread, so at most every
-        second thread decodes one, and what it takes is not expected of others.
+        waiting for the interpreter's lock, 0.4 and 20. A large image takes much memory and up to seconds, so at
+        most every second thread decodes one, and what it takes is not expected of others.
         """
         if isinstance(received, RequestError):
             raise received
         started, way = time.monotonic(), self.monitor.small
         try:
-            pixels = self.decoder.if_small(received)
-            if pixels is None:
-                way = self.monitor.large
-                pixels = await self._in_pool(1, self.decoder.unless_large, received)
+            if (pixels := self.decoder.if_small(received)) is not None:
+                return pixels
+            way = self.monitor.large
+            found = await self._in_pool(1, self.decoder.unless_large, received)
         finally:
             now = time.monotonic()
             way.observe(now - started, now)
-        return pixels if pixels is not None else await self._decode_large(received)
+        return await self._decode_large(received, found) if isinstance(found, int) else found
 
     async def read(self, num_bytes: int, work: Callable[[*Ts], T], *given: *Ts) -> T:
         """What ``work`` makes of so many bytes of a body: at once of few, else in a decoder's thread."""
@@ -99,14 +100,14 @@ class Services:
         future = await self._started(num_images, work, *given)
         return await asyncio.shield(future)  # a thread cannot be stopped: its turn ends when it does
 
-    async def _decode_large(self, received: Encoded | Raster) -> Pixels:
-        await self.large_turns.acquire()
+    async def _decode_large(self, received: Encoded | Raster, num_bytes: int) -> Pixels:
+        await self.large_images.acquire(num_bytes)
         try:
             future = await self._started(1, self.decoder, received)
         except BaseException:
-            self.large_turns.release()
+            self.large_images.release(num_bytes)
             raise
-        future.add_done_callback(lambda _: self.large_turns.release())
+        future.add_done_callback(lambda _: self.large_images.release(num_bytes))
         return await asyncio.shield(future)
 
     async def _started(self, num_images: int, work: Callable[[*Ts], T], *given: *Ts) -> asyncio.Future[T]:

@@ -22,7 +22,6 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from scala_model.preprocess import Preprocessing, to_pixels
 from server import decode
 from server.decode import IMAGE_FORMATS, MEDIA_TYPES, ImageDecoder, check_media_type
-from server.decoding_memory import DecodingMemory
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 
 SPEC = Preprocessing(64)
@@ -570,7 +569,7 @@ def test_what_pillow_thinks_of_an_image_is_not_logged(decoder: ImageDecoder, cap
     ],
 )
 def test_a_large_image_takes_of_the_memory_what_its_format_needs(
-    form: str, bytes_a_pixel: int, options: dict[str, int]
+    form: str, bytes_a_pixel: int, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As measured in a process of its own, to a tenth; but for TIFF and AVIF, which may take less."""
     side, file = 2400, io.BytesIO()
@@ -581,13 +580,11 @@ def test_a_large_image_takes_of_the_memory_what_its_format_needs(
     elif form == "JPEG of one colour's scan":
         body = body.replace(b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11", b"\xff\xda\0\x08\1\1\0")
     needed = bytes_a_pixel * side**2
-    enough, too_little = (
-        ImageDecoder(Preprocessing(side // 16), MAX_PIXELS, DecodingMemory(share * needed)) for share in (1.1, 0.9)
-    )
-    assert enough(body).shape == (side // 16, side // 16, 3)
-    assert enough.memory.held_bytes == 0
-    with pytest.raises(TooLarge, match=r"takes \d+ MiB; this server has \d+ MiB for that"):
-        too_little(body)
+    decoder = ImageDecoder(Preprocessing(side // 16), MAX_PIXELS)
+    monkeypatch.setattr(decode, "LARGE_BYTES", 0)
+    assert decoder.unless_large(body) == pytest.approx(needed, rel=0.1)
+    monkeypatch.setattr(decode, "LARGE_BYTES", 1.1 * needed)
+    assert np.array_equal(decoder.unless_large(body), decoder(body))
 
 
 def test_warnings_that_a_request_provokes_are_not_kept(decoder: ImageDecoder, recwarn: pytest.WarningsRecorder) -> None:

@@ -104,20 +104,20 @@ def test_a_small_body_that_takes_long_in_a_thread_is_not_expected_of_small_image
 
 def test_large_images_leave_decoders_to_others(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two callers with legal images of 50 million pixels kept both decoders of a server, and all others waited."""
-    monkeypatch.setattr("server.decode.FREE_BYTES", 4 * 120 * 120)
+    monkeypatch.setattr("server.decode.LARGE_BYTES", 4 * 120 * 120)
 
     async def scenario(site: Site) -> None:
         services, large, patient = site.services, photo(121), {"X-Latency-Budget-Ms": "60000"}
-        await services.large_turns.acquire()  # a large image is being decoded
-        assert services.large_turns.locked(), "no second one at a time, of two decoders"
+        await services.large_images.acquire(1)  # a large image is being decoded
+        assert services.large_images.most == 1, "no second one at a time, of two decoders"
         requests = [asyncio.create_task(site.classify(large, patient)) for _ in range(10)]
         assert (await site.classify(photo(), {"X-Latency-Budget-Ms": "100"})).status == 200
         assert not any(request.done() for request in requests)
         assert services.admission.preparing == 0, "nor is their inference expected soon"
         assert (await site.classify(large, {"X-Latency-Budget-Ms": "100"})).status == 504
-        services.large_turns.release()
+        services.large_images.release(1)
         assert statuses(await asyncio.gather(*requests)) == {200: 10}
-        assert not services.large_turns.locked()
+        assert services.large_images.count == services.large_images.held_bytes == 0
 
     site(scenario, max_pixels=100_000)
 
@@ -129,7 +129,7 @@ def test_a_decoder_that_hangs_ends_the_server(
     """It kept its turn and its memory for ever, and what was not decoded in place timed out, though it was ready."""
 
     async def scenario(site: Site) -> None:
-        monkeypatch.setattr("server.decode.to_pixels", lambda *_: site.clock.spend(seconds))
+        spend_on(site, seconds, "RGB", monkeypatch)
         stuck = asyncio.create_task(site.classify(photo(), {"X-Latency-Budget-Ms": "1000"}))
         await asyncio.sleep(61)
         assert (await stuck).status == 504
