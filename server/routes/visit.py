@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -32,6 +33,7 @@ async def visit(request: Request, services: Services, terms: Terms, num_bytes: i
         with services.admission.permit(num_bytes) as inside.permit:
             services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
             async with asyncio.timeout(terms.deadline - time.monotonic()) as inside.limit:
+                inside.permit.end_upload = partial(_end, inside.limit)
                 yield inside
     except Shed:
         inside.count_unseen()
@@ -43,6 +45,8 @@ async def visit(request: Request, services: Services, terms: Terms, num_bytes: i
             )
             raise Gone("The client left before its answer was ready.") from None
         inside.count_unseen()
+        if inside.permit.gave_way:
+            raise services.admission.outlasted() from None
         given_ms = 1000 * (inside.terms.deadline - inside.terms.arrival)
         raise Expired(f"The deadline passed after {given_ms:g} ms.") from None
 
@@ -171,5 +175,9 @@ class _Client:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        with suppress(RuntimeError):  # the deadline came at the same moment
-            limit.reschedule(0)
+        _end(limit)
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # the deadline came at the same moment
+        limit.reschedule(0)
