@@ -83,7 +83,7 @@ class Edge:
                 await error_response(Exception(), scope)(scope, exchange.receive, exchange.send)
         finally:
             self._lifecycle.in_flight -= 1
-            self._record(scope, exchange.status, (exchange.answered_at or time.monotonic()) - arrival)
+            self._record(scope, exchange, (exchange.answered_at or time.monotonic()) - arrival)
 
     def _refusal(self, scope: Scope) -> Exception | None:
         """Why nobody looks at a request any further: its key, or nothing of the kind is at the address it came to."""
@@ -93,7 +93,8 @@ class Edge:
             return None
         return HTTPException(404)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        status = exchange.status
         route, state = getattr(scope.get("route"), "path", None) or "none", scope["state"]
         route, _ = self._hot.get((scope["method"], scope["path"]), (route, None))
         self._metrics.requests.labels(route, str(status)).inc()
@@ -102,9 +103,8 @@ class Edge:
             trace_id = self._tracer.request(scope, None if route == "none" else route, status)
         if self._logs_access and scope["path"] not in PROBES:
             log_access(scope, status, seconds, trace_id)
-        if "ran_until" in state:
-            now = time.monotonic()
-            self._services.monitor.respond.observe(now - state["ran_until"], now)
+        if "ran_until" in state and exchange.began_at:
+            self._services.monitor.respond.observe(exchange.began_at - state["ran_until"], time.monotonic())
         if (outcome := state.get("outcome")) and scope["method"] == "POST":  # a quote is no request of its own
             self._metrics.budget.labels(outcome).inc()
             exemplar = self._metrics.exemplar(state["request_id"], trace_id)
@@ -143,12 +143,13 @@ class _Exchange:
 
     A connection that is closed while its client uploads is reset, and the client may never see the answer: where that
     one comes before the body's end, the close waits for the rest. ``answered_at`` is then the instant of the answer.
+    ``began_at`` is when it was there to be sent: from then on its client may keep it waiting.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle) -> None:
         self._scope, self._receive, self._send, self._lifecycle = scope, receive, send, lifecycle
         self._uploading = True  # as far as we have read
-        self.status, self.answered_at = 0, 0.0
+        self.status, self.began_at, self.answered_at = 0, 0.0, 0.0
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -157,7 +158,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.began_at = message["status"], time.monotonic()
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._scope["state"]["request_id"]
             headers["X-Content-Type-Options"] = "nosniff"  # nobody shall take an answer for a page

@@ -8,7 +8,7 @@ import math
 import pytest
 from starlette.types import Message
 
-from tests.unit.edge.application import BODY_LIMIT, IMAGE, Runner, Site, check_problem, client, statuses
+from tests.unit.edge.application import BODY_LIMIT, CLASSIFY, IMAGE, Runner, Site, check_problem, client, statuses
 from tests.unit.toy import png
 
 
@@ -167,5 +167,17 @@ def test_uploads_that_never_end_shut_nobody_out(site: Runner) -> None:
             task.cancel()
         await asyncio.gather(*stalled, return_exceptions=True)
         assert site.services.admission.inflight_bytes == 0
+
+    site(scenario)
+
+
+def test_who_reads_slowly_has_nobody_refused(site: Runner) -> None:
+    """How long an answer lies there for its client tells nothing of how long the next one takes."""
+
+    async def scenario(site: Site) -> None:
+        slow = await site.ask("POST", CLASSIFY, IMAGE, reads_after=10.0)
+        assert (slow.status, slow.json()["budget_met"]) == (200, True)
+        assert slow.seconds > 10
+        assert (await site.classify(headers={"X-Latency-Budget-Ms": "60"})).status == 200
 
     site(scenario)
