@@ -118,7 +118,7 @@ class Edge:
 async def _respond(endpoint: Endpoint, request: Request) -> Response:
     try:
         return await endpoint(request)
-    except errors.RequestError as error:
+    except (errors.RequestError, MemoryError) as error:
         return await answer_error(request, error)
 
 
@@ -126,6 +126,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """The answer to an expected error, noting what it means for the request's budget. Also the framework's handler."""
     if isinstance(error, RequestValidationError):
         error = errors.BadRequest("; ".join(str(entry["msg"]) for entry in error.errors()))
+    if isinstance(error, MemoryError):
+        error = errors.no_memory()
     state = request.scope["state"]
     log_engine_failures([error], state["request_id"])
     if outcome := outcome_of(error):

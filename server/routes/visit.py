@@ -14,7 +14,17 @@ from starlette.types import Receive
 
 from server.admission import Permit
 from server.decode import Received
-from server.errors import BadRequest, BrokenImage, Expired, Gone, RequestError, Shed, TooLarge, UnsupportedImage
+from server.errors import (
+    BadRequest,
+    BrokenImage,
+    Expired,
+    Gone,
+    RequestError,
+    Shed,
+    TooLarge,
+    UnsupportedImage,
+    no_memory,
+)
 from server.services import Services
 from server.types import Job, Terms, Timed
 
@@ -126,6 +136,8 @@ class Visit:
             pixels = await self._services.decode(image)
         except RequestError as fault:
             return fault
+        except MemoryError:
+            return no_memory()
         decoded_at = time.monotonic()
         self._services.arrived(self.terms)
         self._seen = True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 from starlette.types import Message
 
 from tests.unit.edge.application import (
@@ -175,5 +178,26 @@ def test_where_nothing_is_and_how_not_to_ask(site: Runner) -> None:
         check_problem(reply, 405)
         assert reply.headers["allow"] == "POST"
         check_problem(await site.ask("DELETE", "/readyz"), 405)
+
+    site(scenario)
+
+
+@pytest.mark.parametrize("where", ["server.routes.classify.files_of", "server.decode.ImageDecoder.if_small"])
+def test_a_lack_of_memory_is_no_bug(site: Runner, where: str) -> None:
+    """Wherever it is met: in a form, in one of its images, in a tensor, by the framework."""
+
+    async def scenario(site: Site) -> None:
+        with mock.patch(where, side_effect=MemoryError):
+            for images in ((IMAGE,), (IMAGE, IMAGE)):
+                reply = await site.classify(*form(*images))
+                assert "no memory for this request" in check_problem(reply, 503)
+                assert reply.headers["retry-after"] == "1"
+        with mock.patch("server.routes.quote.read_query", side_effect=MemoryError):
+            assert "no memory" in check_problem(await site.ask("GET", "/v1/quote?budget_ms=100"), 503)
+        with mock.patch("server.oip.codec.read_raw", side_effect=MemoryError):
+            reply = await site.ask("POST", "/v2/models/toy/infer", IMAGE, {"Inference-Header-Content-Length": "0"})
+            assert (reply.status, "no memory" in reply.json()["error"]) == (503, True)
+        assert (await site.classify()).status == 200
+        assert site.services.admission.images == 0
 
     site(scenario)
