@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,22 +22,33 @@ from server.policies.deadlines import admissible, mixed_work_s, quickest_of
 from server.request_queue import RequestQueue
 from server.types import Load, Terms
 
-MAX_INFLIGHT_BODIES = 8  # of the largest size; as many bytes may be held in request bodies at once
+MAX_INFLIGHT_BODIES = 8  # of the largest size; as many bytes may be held in request bodies at once, ...
+RESERVED_BODIES, SMALL_SHARE = 1, 16  # ... so many of them only in bodies of at most a sixteenth of that size
+MIN_UPLOAD_S = 1.0  # that nobody takes from an upload; then it may have to end for others
 MAX_REQUESTS_PER_IMAGE = 4  # requests inside, most of them sending, for each image that the queue holds
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Permit:
-    """What one request holds while it is inside: bytes as they come in, and places in the queue once they are in."""
+    """What one request holds while it is inside: bytes as they come in, and places in the queue once they are in.
+
+    ``end_upload`` ends a request whose body is still coming in; None where it is in, or there is none.
+    """
 
     admission: Admission
+    since: float
     images: int = 0
     num_bytes: int = 0
     body_bytes: int = 0
+    end_upload: Callable[[], object] | None = None
+    gave_way: bool = False
 
     def add_bytes(self, count: int) -> None:
-        """Raises TooLarge when the body passes the limit, Shed when all bodies together do."""
-        self.admission.check_body(self.body_bytes + count, count)
+        """Raises TooLarge when the body passes the limit, Shed when all bodies together do, or when it gave way."""
+        if self.gave_way:
+            raise self.admission.outlasted()
+        for other in self.admission.room_for(self.body_bytes + count, count, self):
+            self.admission.end(other)
         self.body_bytes += count
         self.num_bytes += count
         self.admission.inflight_bytes += count
@@ -73,10 +84,14 @@ class Admission:
         self._queue, self._profile, self._monitor, self._device, self.fixed = queue, profile, monitor, device, fixed
         self.max_images, self.max_body_bytes = max_images, max_body_bytes
         self._wishes = {profile.widths: profile.widths}
-        self.requests = 0
+        self._permits: set[Permit] = set()
         self.images = 0
         self.preparing = 0  # of them, those with a decoder
         self.inflight_bytes = 0
+
+    @property
+    def requests(self) -> int:
+        return len(self._permits)
 
     @contextmanager
     def permit(self, declared_bytes: int | None) -> Iterator[Permit]:
@@ -85,24 +100,62 @@ class Admission:
         Raises TooLarge for a declared size over the limit, Shed when there is no room.
         """
         if declared_bytes is not None:
-            self.check_body(declared_bytes, declared_bytes)
+            self.room_for(declared_bytes, declared_bytes)
         self.check_room(1)
         if self.requests >= MAX_REQUESTS_PER_IMAGE * self.max_images:
-            raise self.shed("Too many uploads are open")
-        permit = Permit(self)
-        self.requests += 1
+            if not (overdue := self._overdue()):
+                raise self.shed("Too many uploads are open")
+            self.end(overdue[0])
+        permit = Permit(self, time.monotonic())
+        self._permits.add(permit)
         try:
             yield permit
         finally:
-            self.requests -= 1
-            self.images -= permit.images
-            self.inflight_bytes -= permit.num_bytes
+            self._release(permit)
 
-    def check_body(self, body_bytes: int, more_bytes: int) -> None:
+    def _release(self, permit: Permit) -> None:
+        self._permits.discard(permit)
+        self.images -= permit.images
+        self.inflight_bytes -= permit.num_bytes
+        permit.images = permit.num_bytes = 0
+
+    def end(self, permit: Permit) -> None:
+        """End an upload for others: what it holds is theirs."""
+        assert permit.end_upload is not None
+        self._release(permit)
+        permit.gave_way = True
+        permit.end_upload()
+
+    def outlasted(self) -> Shed:
+        """What an upload hears that was ended for others."""
+        return self.shed(
+            f"The server is full, and of the uploads that have taken more than {MIN_UPLOAD_S:g} s this one held most"
+        )
+
+    def room_for(self, body_bytes: int, more_bytes: int, permit: Permit | None = None) -> list[Permit]:
+        """The other uploads that have to end for so many bytes more of a body that has then ``body_bytes``.
+
+        Raises TooLarge, or Shed when even that would not make room.
+        """
         if body_bytes > self.max_body_bytes:
             raise TooLarge(f"The body has {body_bytes} bytes or more; the limit is {self.max_body_bytes}: send less.")
-        if self.inflight_bytes + more_bytes > MAX_INFLIGHT_BODIES * self.max_body_bytes:
+        small = SMALL_SHARE * body_bytes <= self.max_body_bytes
+        most = (MAX_INFLIGHT_BODIES - (0 if small else RESERVED_BODIES)) * self.max_body_bytes
+        excess, ending = self.inflight_bytes + more_bytes - most, list[Permit]()
+        if excess > 0:
+            for other in self._overdue():
+                if excess > 0 and other is not permit:
+                    ending.append(other)
+                    excess -= other.num_bytes
+        if excess > 0:
             raise self.shed("The server holds as many bytes of uploads as it may")
+        return ending
+
+    def _overdue(self) -> list[Permit]:
+        """Uploads that may be ended for others, first who has held most for longest."""
+        now = time.monotonic()
+        overdue = [each for each in self._permits if each.end_upload is not None and now - each.since > MIN_UPLOAD_S]
+        return sorted(overdue, key=lambda each: (1 + each.num_bytes) * (now - each.since), reverse=True)
 
     def check_room(self, images: int) -> None:
         if images > self.max_images:

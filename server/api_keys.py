@@ -30,7 +30,11 @@ _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})[ \t]+(?P<hash>[0-9a-f]{64})")
 # Probes carry no keys; and a page must be there before it can ask for one. Their calls carry it.
 _OPEN = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _OPEN_FOLDERS = ("/v2/health/", "/docs/", "/playground/")
-_FOR_CALLERS = frozenset({"/v1/classify", "/v1/quote", "/v1/model", "/livez", "/readyz", "/v2"})
+_FOR_CALLERS = re.compile(  # whole paths, so that nothing is there for callers which is not named here
+    r"/livez|/readyz|/v1/(classify|quote|model)|/v2/?|/v2/health/(live|ready)|/v2/repository/index"
+    r"|/v2/repository/models/[^/\s]+/(load|unload)"  # which tell that there is no such thing
+    r"|/v2/models/(?!stats$)[^/\s]+(/versions/[^/\s]+)?(/(ready|config|infer))?"
+)
 
 
 def new_key() -> str:
@@ -77,7 +81,7 @@ def is_open(path: str) -> bool:
 
 def is_for_callers(path: str) -> bool:
     """Whether it is there for whoever has images, rather than for the operator: see ``admin_address``."""
-    return path in _FOR_CALLERS or (path.startswith("/v2/") and not path.endswith("/stats"))
+    return _FOR_CALLERS.fullmatch(path) is not None
 
 
 class Gate:

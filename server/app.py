@@ -155,7 +155,7 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
     )
     for routes in (classify, quote, events, health, model, settings_route, oip, pages):
         app.include_router(routes.router)
-    for kind in (RequestError, HTTPException, RequestValidationError, Exception):
+    for kind in (RequestError, HTTPException, RequestValidationError, MemoryError, Exception):
         app.add_exception_handler(kind, answer_error)
     gate = Gate.of(settings)
     name, widths = services.settings.model_name, [*map(float, services.measured_accuracy)]

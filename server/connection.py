@@ -23,7 +23,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from server.errors import BadRequest, HeadTooLarge, RequestError, TooSlow, Unavailable
+from server.errors import BadRequest, HeadTooLarge, RequestError, TooSlow, Unavailable, no_memory
 from server.routes.problem import error_response
 
 MAX_HEAD_BYTES = 32 * 1024  # names and values; what comes in one read is taken apart in any case, 256 KiB at most
@@ -166,7 +166,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._fault or BadRequest(f"The request is no HTTP/1.1: {error}."), "malformed")
+            self._refuse(self._fault or _fault_of(error), "malformed")
         else:
             if began_before and self._in_head:  # a name or a value that goes on and on is told when it ends
                 self._head_bytes += len(data)
@@ -294,6 +294,12 @@ def _too_large_head() -> HeadTooLarge:
 def _tell_gone(cycle: RequestResponseCycle) -> None:
     cycle.disconnected = True
     cycle.message_event.set()
+
+
+def _fault_of(error: httptools.HttpParserError) -> RequestError:
+    if isinstance(error.__context__, MemoryError):  # in a callback
+        return no_memory()
+    return BadRequest(f"The request is no HTTP/1.1: {error}.")
 
 
 def allow_open_files(max_connections: int) -> None:

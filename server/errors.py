@@ -85,7 +85,12 @@ class Shed(RequestError):
 
 
 class Unavailable(RequestError):
-    """The server is starting, draining or unhealthy."""
+    """The server is starting, draining or unhealthy, or has no memory for the request."""
+
+
+def no_memory() -> Unavailable:
+    """What a ``MemoryError`` means for the request that met it."""
+    return Unavailable("The server has no memory for this request now; try again in a second.")
 
 
 class Expired(RequestError):

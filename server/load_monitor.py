@@ -106,7 +106,7 @@ class LoadMonitor:
     large: Allowance = field(default_factory=Allowance)  # decoding any other in a thread, its wait for one included
     hop: Allowance = field(default_factory=Allowance)  # that the device stands idle before a batch that waits for it
     notice: Allowance = field(default_factory=Allowance)  # from the engine's result to the event loop's hearing of it
-    respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's last byte
+    respond: Allowance = field(default_factory=Allowance)  # from the engine's result to the answer's first byte
     late: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))  # requests/s, the refused included
     narrow: DecayingRate = field(default_factory=lambda: DecayingRate(SHARE_TAU_S))  # see ``settled``
     promises: Share = field(default_factory=Share)  # of those of them that were not refused at once

@@ -19,7 +19,7 @@ from scala_model.width import Width
 from server.admission import Admission
 from server.device import Device, EngineHung, Errand, Ran
 from server.engine.contract import DeviceLost, DeviceOutOfMemory
-from server.errors import EngineFailed, RequestError, Unavailable
+from server.errors import EngineFailed, RequestError, Unavailable, no_memory
 from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
@@ -96,7 +96,8 @@ class ServeLoop:
                     await self._device.nearly_free(self._monitor.notice.value_s(time.monotonic()))
                     await asyncio.sleep(0)  # what has just come back is settled first
                     if (batch := self._next()) is not None:
-                        batches.create_task(self._run(*batch))
+                        run = batches.create_task(self._run(*batch))
+                        run.add_done_callback(partial(_forget_none, batch.jobs))
                     else:
                         self._device.places.release()
         except BaseExceptionGroup as failures:  # of which there is one, as the first cancels whatever follows
@@ -133,6 +134,15 @@ class ServeLoop:
             )
         except EngineHung as error:  # a run that was for nobody
             self._fail(jobs, str(error))
+        except MemoryError as error:
+            log.warning("no memory for a batch of %d: %s", len(jobs), error)
+            for job in jobs:
+                _settle(job, no_memory())
+            return None
+        except BaseException:
+            for job in jobs:
+                _settle(job, Unavailable(RESTARTING))
+            raise
         return Batch(jobs, decision, errand, profiled_s)
 
     async def start(self, table: Table | None = None) -> None:
@@ -224,10 +234,6 @@ class ServeLoop:
         """Raises EngineHung when there is nothing more to be hoped for."""
         try:
             ran = await self._device.result(errand)
-        except asyncio.CancelledError:
-            for job in jobs:
-                _settle(job, Unavailable(RESTARTING))
-            raise
         except (EngineHung, DeviceLost) as error:
             self._fail(jobs, str(error))
         except DeviceOutOfMemory as error:
@@ -350,6 +356,13 @@ class ServeLoop:
         for job in jobs:
             _settle(job, Unavailable(RESTARTING))
         self.drop_all(RESTARTING)
+
+
+def _forget_none(jobs: Sequence[Job], run: asyncio.Task[None]) -> None:
+    """Whatever ended a batch's run, perhaps before it began, those who were taken from the queue for it hear so."""
+    if run.cancelled() or run.exception() is not None:
+        for job in jobs:
+            _settle(job, Unavailable(RESTARTING))
 
 
 def _settle(job: Job, outcome: Answer | RequestError) -> None:

@@ -87,6 +87,8 @@ def _rate(value: object) -> str:
 def _model_name(value: object) -> str:
     if not isinstance(value, str) or not _MODEL.fullmatch(value):
         raise ValueError("must be 1 to 63 of a-z, 0-9, - . and _, with a letter or digit first, such as my-model")
+    if value == "stats":
+        raise ValueError("must be another name than stats: /v2/models/stats are the statistics of all models")
     return value
 
 

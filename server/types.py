@@ -54,7 +54,7 @@ class Load:
     which it ran.
 
     What a busy event loop costs is not a factor but an addend: ``hop_s`` a batch, to its thread and back, and
-    ``respond_s`` from the engine's result to the answer's last byte.
+    ``respond_s`` from the engine's result to the answer's first byte.
     """
 
     arrival_rate: float = 0.0

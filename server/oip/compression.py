@@ -10,6 +10,7 @@ from server.errors import BadRequest, UnsupportedBody
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's wish for its container: gzip's, and its own (RFC 1950)
 _IN_PLACE_BYTES, _PIECE_BYTES = 2**16, 2**20
 _FASTEST = 1
+_MAX_CODINGS = 32  # that are looked at, of those that a caller accepts
 
 
 def read_coding(content_encoding: str | None) -> str | None:
@@ -42,7 +43,8 @@ def unpacked(body: bytes, coding: str) -> Iterator[bytes]:
 
 def choose_coding(accept_encoding: str | None) -> str | None:
     """gzip or deflate, whichever the caller likes better; None if it names neither."""
-    weights = dict(map(_weight, (accept_encoding or "").lower().replace(" ", "").split(",")))
+    entries = (accept_encoding or "").lower().replace(" ", "").split(",", _MAX_CODINGS)
+    weights = dict(map(_weight, entries[:_MAX_CODINGS]))
     best = max(_WINDOW_BITS, key=lambda coding: weights.get(coding, weights.get("*", 0.0)))
     return best if weights.get(best, weights.get("*", 0.0)) > 0 else None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_RANK, MAX_TENSORS = 8, 8
+MAX_TEXT = 256  # characters of what is not data: the id comes back, and names are repeated by errors
 Dimension = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -20,10 +21,12 @@ class _Asked(BaseModel):
 
 
 class RequestInput(_Asked):
-    name: str = Field(json_schema_extra={"enum": ["image", "pixels"]})
+    name: str = Field(max_length=MAX_TEXT, json_schema_extra={"enum": ["image", "pixels"]})
     shape: list[Dimension] = Field(max_length=MAX_RANK, description="[N, 1] of `image`, [N, height, width, 3]")
     datatype: str = Field(
-        description="BYTES of `image`, UINT8 of `pixels`", json_schema_extra={"enum": ["BYTES", "UINT8"]}
+        max_length=MAX_TEXT,
+        description="BYTES of `image`, UINT8 of `pixels`",
+        json_schema_extra={"enum": ["BYTES", "UINT8"]},
     )
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data_size`: so many bytes after the JSON are the data"
@@ -34,14 +37,14 @@ class RequestInput(_Asked):
 
 
 class RequestOutput(_Asked):
-    name: str = Field(json_schema_extra={"enum": ["probabilities", "label", "width"]})
+    name: str = Field(max_length=MAX_TEXT, json_schema_extra={"enum": ["probabilities", "label", "width"]})
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data`: true or false; `classification`: how many classes, as strings, best first"
     )
 
 
 class InferenceRequest(_Asked):
-    id: str | None = Field(None, description="Comes back in the answer")
+    id: str | None = Field(None, max_length=MAX_TEXT, description="Comes back in the answer")
     parameters: dict[str, Any] | None = Field(
         None,
         description="`latency_budget_ms`; `timeout` in microseconds: the smallest budget counts, the header's too; "

@@ -116,6 +116,7 @@ async def read_body(request: Request, permit: Permit) -> bytes:
     async for chunk in request.stream():
         permit.add_bytes(len(chunk))
         chunks.append(chunk)
+    permit.end_upload = None
     body = b"".join(chunks)
     if not body:
         raise BadRequest(f"The body is empty: send an encoded image ({', '.join(MEDIA_TYPES[:3])}, ...).")

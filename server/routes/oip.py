@@ -232,7 +232,10 @@ def _narrowed(terms: Terms, parameters: Mapping[str, Any], services: Services) -
 
 def _budget_ms(parameters: Mapping[str, Any]) -> float | None:
     name = "latency_budget_ms"
-    return read_budget_ms({name: str(parameters[name])}, name) if name in parameters else None
+    if name not in parameters:
+        return None
+    value = parameters[name]  # of any type and size
+    return read_budget_ms({name: value[:50] if isinstance(value, str) else reprlib.repr(value)}, name)
 
 
 def _timeout_ms(parameters: Mapping[str, Any]) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,7 +14,17 @@ from starlette.types import Receive
 
 from server.admission import Permit
 from server.decode import Received
-from server.errors import BadRequest, BrokenImage, Expired, Gone, RequestError, Shed, TooLarge, UnsupportedImage
+from server.errors import (
+    BadRequest,
+    BrokenImage,
+    Expired,
+    Gone,
+    RequestError,
+    Shed,
+    TooLarge,
+    UnsupportedImage,
+    no_memory,
+)
 from server.services import Services
 from server.types import Job, Terms, Timed
 
@@ -32,6 +43,7 @@ async def visit(request: Request, services: Services, terms: Terms, num_bytes: i
         with services.admission.permit(num_bytes) as inside.permit:
             services.admission.check_in_time(terms, undecoded_bytes=num_bytes or 0)
             async with asyncio.timeout(terms.deadline - time.monotonic()) as inside.limit:
+                inside.permit.end_upload = partial(_end, inside.limit)
                 yield inside
     except Shed:
         inside.count_unseen()
@@ -43,6 +55,8 @@ async def visit(request: Request, services: Services, terms: Terms, num_bytes: i
             )
             raise Gone("The client left before its answer was ready.") from None
         inside.count_unseen()
+        if inside.permit.gave_way:
+            raise services.admission.outlasted() from None
         given_ms = 1000 * (inside.terms.deadline - inside.terms.arrival)
         raise Expired(f"The deadline passed after {given_ms:g} ms.") from None
 
@@ -122,6 +136,8 @@ class Visit:
             pixels = await self._services.decode(image)
         except RequestError as fault:
             return fault
+        except MemoryError:
+            return no_memory()
         decoded_at = time.monotonic()
         self._services.arrived(self.terms)
         self._seen = True
@@ -171,5 +187,9 @@ class _Client:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        with suppress(RuntimeError):  # the deadline came at the same moment
-            limit.reschedule(0)
+        _end(limit)
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # the deadline came at the same moment
+        limit.reschedule(0)

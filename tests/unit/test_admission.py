@@ -6,13 +6,22 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from scala_model.width import Width
-from server.admission import MAX_INFLIGHT_BODIES, MAX_REQUESTS_PER_IMAGE, Admission, Permit
+from server.admission import (
+    MAX_INFLIGHT_BODIES,
+    MAX_REQUESTS_PER_IMAGE,
+    MIN_UPLOAD_S,
+    RESERVED_BODIES,
+    SMALL_SHARE,
+    Admission,
+    Permit,
+)
 from server.device import Device
 from server.errors import Impossible, RequestError, Shed, TooLarge, Unavailable
 from server.latency_profile import LatencyProfile
@@ -101,16 +110,65 @@ def test_a_declared_size_over_the_limit_is_refused_before_anything_is_held(desk:
 def test_all_bodies_together_are_bounded(desk: Desk) -> None:
     admission = Desk(desk.clock, max_images=100).admission
     with ExitStack() as inside:
-        for _ in range(MAX_INFLIGHT_BODIES):
-            inside.enter_context(admission.permit(BODY)).add_bytes(BODY)
-        assert admission.inflight_bytes == MAX_INFLIGHT_BODIES * BODY
-        late = inside.enter_context(admission.permit(None))
+        fill(inside, admission)
+        large = inside.enter_context(admission.permit(None))
+        large.add_bytes(SMALL)
         with pytest.raises(Shed, match="bytes"):
-            late.add_bytes(1)
-        with pytest.raises(Shed, match="bytes"), admission.permit(1):
+            large.add_bytes(1)
+        with pytest.raises(Shed, match="bytes"), admission.permit(SMALL + 1):
             pytest.fail("let in")
     with admission.permit(BODY) as permit:
         permit.add_bytes(BODY)
+
+
+SMALL = BODY // SMALL_SHARE
+
+
+def fill(inside: ExitStack, admission: Admission, end_upload: Callable[[], object] | None = None) -> list[Permit]:
+    """As many large bodies as there may be, by default bodies that are in."""
+    permits = [inside.enter_context(admission.permit(BODY)) for _ in range(MAX_INFLIGHT_BODIES - RESERVED_BODIES)]
+    for permit in permits:
+        permit.end_upload = end_upload
+        permit.add_bytes(BODY)
+    return permits
+
+
+def test_large_bodies_leave_room_for_small_ones(desk: Desk) -> None:
+    admission = Desk(desk.clock, max_images=100).admission
+    with ExitStack() as inside:
+        fill(inside, admission)
+        for _ in range(RESERVED_BODIES * BODY // SMALL):
+            inside.enter_context(admission.permit(SMALL)).add_bytes(SMALL)
+        with pytest.raises(Shed, match="bytes"), admission.permit(SMALL):
+            pytest.fail("let in")
+        assert MAX_INFLIGHT_BODIES * BODY - SMALL < admission.inflight_bytes <= MAX_INFLIGHT_BODIES * BODY
+
+
+def test_an_upload_that_takes_long_ends_for_others_who_need_its_room(desk: Desk) -> None:
+    """First the one that has held most for longest, and nobody who needs not."""
+    admission, ended = Desk(desk.clock, max_images=100).admission, list[int]()
+    with ExitStack() as inside:
+        permits = fill(inside, admission)
+        for number, permit in enumerate(permits):
+            permit.end_upload = partial(ended.append, number)
+        permits[2].since -= 0.5  # seconds
+        permits[3].end_upload = None  # it is in by now
+        late = inside.enter_context(admission.permit(None))
+        desk.clock.now += 0.9 * MIN_UPLOAD_S - 0.5
+        with pytest.raises(Shed, match="bytes"), admission.permit(BODY):
+            pytest.fail("let in")
+        desk.clock.now += 0.2 * MIN_UPLOAD_S
+        late.add_bytes(BODY)
+        assert ended == [2]
+        with pytest.raises(Shed, match="of the uploads that have taken more than 1 s this one held most"):
+            permits[2].add_bytes(1)
+        desk.clock.now += MIN_UPLOAD_S
+        for _ in range(MAX_INFLIGHT_BODIES - RESERVED_BODIES - 2):
+            inside.enter_context(admission.permit(BODY)).add_bytes(BODY)
+        assert sorted(ended) == [0, 1, 2, 4, 5, 6]
+        with pytest.raises(Shed, match="bytes"), admission.permit(BODY):
+            pytest.fail("let in")
+    assert (admission.requests, admission.images, admission.inflight_bytes) == NOTHING
 
 
 # -- images
@@ -145,6 +203,17 @@ def test_there_are_not_endlessly_many_who_still_send(desk: Desk) -> None:
             pytest.fail("let in")
     with desk.admission.permit(None):
         assert desk.held == (1, 0, 0)
+
+
+def test_an_idle_upload_ends_for_another_when_there_are_too_many(desk: Desk) -> None:
+    ended, most = list[int](), MAX_REQUESTS_PER_IMAGE * IMAGES
+    with ExitStack() as inside:
+        for number in range(most):
+            inside.enter_context(desk.admission.permit(None)).end_upload = partial(ended.append, number)
+            desk.clock.now += 1.1 * MIN_UPLOAD_S / most
+        inside.enter_context(desk.admission.permit(None))
+        assert (ended, desk.admission.requests) == ([0], most)
+    assert desk.held == NOTHING
 
 
 def test_a_request_may_hold_as_many_images_as_the_queue(desk: Desk) -> None:

@@ -240,6 +240,21 @@ def test_what_two_servers_could_read_differently_is_refused(at_door: Callable[..
     at_door(scenario)
 
 
+def test_a_lack_of_memory_is_not_the_clients_fault(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_body(connection: Connection, body: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_body", on_body)
+
+    async def scenario(door: Door) -> None:
+        client = await door.opened(START + b"some body")
+        assert "no memory" in await refused(client, 503)
+
+    at_door(scenario)
+
+
 def test_what_follows_a_chunked_body_is_no_header(at_door: Callable[..., None]) -> None:
     async def scenario(door: Door) -> None:
         head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"

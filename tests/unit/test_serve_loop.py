@@ -306,6 +306,37 @@ def test_errors_that_are_not_in_a_row_are_forgiven() -> None:
     run(scenario)
 
 
+def test_a_batch_for_which_there_is_no_memory_is_told_so_and_the_next_is_served() -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        serving = asyncio.create_task(bench.loop.serve())
+        with mock.patch("numpy.stack", side_effect=MemoryError):
+            told = await outcomes([bench.put(image) for image in (1, 2)])
+        assert [type(each) for each in told] == [Unavailable] * 2
+        assert "no memory" in str(told[0])
+        assert [seen(await bench.put(image).answer) for image in (3, 4, 5)] == [3, 4, 5]
+        assert not serving.done()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "broken", ["numpy.stack", "server.device.Device.result", "server.serve_loop.ServeLoop._record"]
+)
+def test_whatever_ends_the_serving_nobody_who_was_taken_waits_in_vain(broken: str) -> None:
+    async def scenario(clock: Clock) -> None:
+        bench = Bench(clock)
+        with mock.patch(broken, side_effect=ZeroDivisionError), mock.patch.object(serve_loop, "MAX_FAILURES", 1):
+            serving = asyncio.create_task(bench.loop.serve())
+            jobs = [bench.put(image) for image in range(1, 9)]
+            with pytest.raises((ZeroDivisionError, EngineHung)):
+                await serving
+        bench.loop.drop_all("gone")
+        assert all(isinstance(each, RequestError) for each in await asyncio.wait_for(outcomes(jobs), 1))
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(("usual_s", "watchdog_s"), [(0.04, 2.0), (1.0, 10.0)])
 def test_an_engine_that_hangs_fails_the_server_after_ten_times_its_p99_and_at_least_2_s(
     usual_s: float, watchdog_s: float

@@ -186,7 +186,7 @@ def test_every_setting_is_described() -> None:
             for value in ("9000", ":9000", "::1:9000", "a:0", "a:65536", "a:9/", "http://a:9", "a: 9", "a:٣", 9000)
         ),
         ("checkpoint", 1),
-        *(("model_name", value) for value in (".", "..", "-a", "a/b", "Pets", "a b", "é", "a" * 64, 1)),
+        *(("model_name", value) for value in (".", "..", "-a", "a/b", "Pets", "a b", "é", "a" * 64, 1, "stats")),
         ("profile_dir", 1),
         ("decision_log", 1),
         *(("decision_log_bytes", value) for value in (0, "1048575", "64M")),

@@ -82,11 +82,15 @@ class Site:
         *,
         receive: Receive | None = None,
         port: int = 8000,
+        reads_after: float = 0.0,
     ) -> Reply:
-        """One request, at ``port``. ``receive`` takes the place of a client that sends ``body`` and then stays."""
+        """One request, at ``port``. ``receive`` takes the place of a client that sends ``body`` and then stays;
+        ``reads_after``: seconds in which nothing of the answer can be sent."""
         started, sent = self.clock.now, list[Message]()
 
         async def send(message: Message) -> None:
+            if reads_after and not sent:
+                await asyncio.sleep(reads_after)
             sent.append(message)
 
         path, _, query = path.partition("?")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 
 import pytest
 from pydantic_core import to_json
@@ -148,3 +150,20 @@ def test_more_images_than_the_queue_holds_are_refused(site: Runner) -> None:
         assert site.services.admission.images == 0
 
     site(scenario, max_queue=3)
+
+
+def test_a_lack_of_memory_does_not_end_the_process() -> None:
+    """The parser would: its own allocations must not fail."""
+    program = """
+import resource
+from server.json_body import parse_json
+text = b'["' + b"x" * 16_000_000 + b'"]'
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000, resource.RLIM_INFINITY))
+try:
+    parse_json(text)
+except MemoryError:
+    print("told")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "told\n"

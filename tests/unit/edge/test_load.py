@@ -8,7 +8,7 @@ import math
 import pytest
 from starlette.types import Message
 
-from tests.unit.edge.application import IMAGE, Runner, Site, check_problem, client, statuses
+from tests.unit.edge.application import BODY_LIMIT, CLASSIFY, IMAGE, Runner, Site, check_problem, client, statuses
 from tests.unit.toy import png
 
 
@@ -141,5 +141,43 @@ def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(site: Runn
         assert (site.services.admission.images, site.services.admission.inflight_bytes) == (0, 0)
         assert site.engine.served == []
         assert await site.metric('scala_budget_total{outcome="cancelled"}') == 1
+
+    site(scenario)
+
+
+def test_uploads_that_never_end_shut_nobody_out(site: Runner) -> None:
+    """Small images are let in at once, and large ones as soon as a second is over."""
+
+    async def scenario(site: Site) -> None:
+        patient, large = {"X-Latency-Budget-Ms": "600000"}, bytes(BODY_LIMIT - 1)
+        stalled = [
+            asyncio.create_task(site.classify(headers=patient, receive=client((0.0, large), (math.inf, b""))))
+            for _ in range(20)
+        ]
+        await asyncio.sleep(0.1)
+        assert (await site.classify()).status == 200
+        refused = await site.classify(large, headers=patient)
+        assert "as many bytes" in check_problem(refused, 429)
+        await asyncio.sleep(1)
+        assert (await site.classify(large, headers=patient)).status == 415, "it was looked at"
+        told = [check_problem(task.result(), 429) for task in stalled if task.done()]
+        assert len(told) == 14, "13 of them at once"
+        assert sum("this one held most" in detail for detail in told) == 1
+        for task in stalled:
+            task.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
+        assert site.services.admission.inflight_bytes == 0
+
+    site(scenario)
+
+
+def test_who_reads_slowly_has_nobody_refused(site: Runner) -> None:
+    """How long an answer lies there for its client tells nothing of how long the next one takes."""
+
+    async def scenario(site: Site) -> None:
+        slow = await site.ask("POST", CLASSIFY, IMAGE, reads_after=10.0)
+        assert (slow.status, slow.json()["budget_met"]) == (200, True)
+        assert slow.seconds > 10
+        assert (await site.classify(headers={"X-Latency-Budget-Ms": "60"})).status == 200
 
     site(scenario)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 from starlette.types import Message
 
 from tests.unit.edge.application import (
@@ -50,8 +53,25 @@ def test_a_header_that_makes_no_sense_is_named_with_its_value(site: Runner) -> N
 
 def test_a_query_that_makes_no_sense_is_refused(site: Runner) -> None:
     async def scenario(site: Site) -> None:
-        for query in (*BAD_QUERIES, "top_k=000000001" + "9" * 5000, "top_k=" + "9" * 5000):
+        for query in (*BAD_QUERIES, "top_k=000000001" + "9" * 2000, "top_k=" + "9" * 2000):
             assert "top_k" in check_problem(await site.classify(query=f"?{query}"), 400), query
+
+    site(scenario)
+
+
+@pytest.mark.parametrize("method_and_path", ["POST /v1/classify", "GET /v1/quote", "GET /v1/model", "GET /"])
+def test_a_long_query_is_not_even_looked_at(site: Runner, method_and_path: str) -> None:
+    """To take 32 KB of ``&`` apart held the event loop for a tenth of a second."""
+    method, path = method_and_path.split()
+
+    async def scenario(site: Site) -> None:
+        with mock.patch("starlette.requests.QueryParams", side_effect=AssertionError):
+            for query in ("top_k=" + "1" * 2043, "a" + "&a" * 32):
+                detail = check_problem(await site.ask(method, f"{path}?{query}", IMAGE), 400)
+                assert "more than 2048 bytes or 32 parameters" in detail
+        for query in ("top_k=" + "1" * 2042, "a" + "&a" * 31):
+            reply = await site.ask(method, f"{path}?{query}", IMAGE)
+            assert b"2048" not in reply.body
 
     site(scenario)
 
@@ -175,5 +195,26 @@ def test_where_nothing_is_and_how_not_to_ask(site: Runner) -> None:
         check_problem(reply, 405)
         assert reply.headers["allow"] == "POST"
         check_problem(await site.ask("DELETE", "/readyz"), 405)
+
+    site(scenario)
+
+
+@pytest.mark.parametrize("where", ["server.routes.classify.files_of", "server.decode.ImageDecoder.if_small"])
+def test_a_lack_of_memory_is_no_bug(site: Runner, where: str) -> None:
+    """Wherever it is met: in a form, in one of its images, in a tensor, by the framework."""
+
+    async def scenario(site: Site) -> None:
+        with mock.patch(where, side_effect=MemoryError):
+            for images in ((IMAGE,), (IMAGE, IMAGE)):
+                reply = await site.classify(*form(*images))
+                assert "no memory for this request" in check_problem(reply, 503)
+                assert reply.headers["retry-after"] == "1"
+        with mock.patch("server.routes.quote.read_query", side_effect=MemoryError):
+            assert "no memory" in check_problem(await site.ask("GET", "/v1/quote?budget_ms=100"), 503)
+        with mock.patch("server.oip.codec.read_raw", side_effect=MemoryError):
+            reply = await site.ask("POST", "/v2/models/toy/infer", IMAGE, {"Inference-Header-Content-Length": "0"})
+            assert (reply.status, "no memory" in reply.json()["error"]) == (503, True)
+        assert (await site.classify()).status == 200
+        assert site.services.admission.images == 0
 
     site(scenario)

@@ -509,6 +509,25 @@ def test_a_parameter_that_makes_no_sense_is_named_with_its_value(site: Runner) -
     site(scenario)
 
 
+def test_no_text_that_comes_back_is_long(site: Runner) -> None:
+    """It would be written and compressed on the event loop: an id of 20 MB held it for 0.7 s."""
+
+    async def scenario(site: Site) -> None:
+        longest = "x" * 256
+        assert (await infer(site, IMAGE, id=longest)).json()["id"] == longest
+        assert "id: String should have at most 256" in check_error(await infer(site, IMAGE, id=longest + "x"), 400)
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [""]}
+        for name in ("name", "datatype"):
+            text = check_error(await ask_json(site, {"inputs": [tensor | {name: "x" * 50_000}]}), 400)
+            assert f"inputs.0.{name}: String should have at most 256" in text
+            assert len(text) < 300
+        text = check_error(await infer(site, IMAGE, outputs=[{"name": "x" * 50_000}]), 400)
+        assert "outputs.0.name: String should have at most 256" in text
+        assert site.engine.served[1:] == []
+
+    site(scenario)
+
+
 def test_a_bug_shows_nothing_of_itself(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(site: Site) -> None:
         monkeypatch.setattr("server.oip.codec.read_request", lambda *given: 1 / 0)
