@@ -26,7 +26,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from server.errors import BadRequest, HeadTooLarge, RequestError, TooSlow, Unavailable
 from server.routes.problem import error_response
 
-MAX_HEAD_BYTES = 32 * 1024  # names and values; what comes in one read is taken apart in any case, 256 KiB at most
+# Of names and values, those behind a chunked body included; what comes in one read is taken apart in any case, 256 KiB
+# at most.
+MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 MAX_AHEAD = 8  # requests sent before the answer to an earlier one
 MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
@@ -74,7 +76,8 @@ class Connection(HttpToolsProtocol):
         self.was_answered = False
         self._current: RequestResponseCycle | None = None  # the request that is being answered, or was last
         self._receiving = self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._num_headers = self._body_bytes = 0
+        self._untold_bytes = 0  # since the parser last told something of a request: it keeps a name until its end
         self._fault: RequestError | None = None  # what a callback found, which the parser hides
         self._refused = False
         self._unsent_since: float | None = None
@@ -159,7 +162,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        began_before = self._in_head
+        told = self._told
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -168,10 +171,14 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(self._fault or BadRequest(f"The request is no HTTP/1.1: {error}."), "malformed")
         else:
-            if began_before and self._in_head:  # a name or a value that goes on and on is told when it ends
-                self._head_bytes += len(data)
-                if self._head_bytes > MAX_HEAD_BYTES:
-                    self._refuse(_too_large_head(), "malformed")
+            self._untold_bytes = self._untold_bytes + len(data) if self._receiving and self._told == told else 0
+            if self._head_bytes + self._untold_bytes > MAX_HEAD_BYTES:
+                self._refuse(_too_large_head(), "malformed")
+
+    @property
+    def _told(self) -> tuple[bool, int, int]:
+        """What changes with all that the parser tells of a request before its end."""
+        return self._in_head, self._head_bytes, self._body_bytes
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """There is nothing to upgrade to, and a client that offers it goes on as if it had not (RFC 9110, section 7.8);
@@ -191,7 +198,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._receiving = self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._num_headers = self._body_bytes = 0
         if self.is_clients_turn:
             self.since = time.monotonic()
 
@@ -200,12 +207,12 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # behind a chunked body, where proxies do not look: not to be taken for a header
-            return
         self._count_head(len(name) + len(value))
-        if len(self.headers) >= MAX_HEADERS:
+        self._num_headers += 1
+        if self._num_headers > MAX_HEADERS:
             raise self._found(HeadTooLarge(f"The request has more than {MAX_HEADERS} headers: send fewer."))
-        super().on_header(name, value)
+        if self._in_head:  # not behind a chunked body, where proxies do not look
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -220,6 +227,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.keep_alive = self.cycle.keep_alive and not is_last
 
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         if self.pipeline and len(body) + sum(len(cycle.body) for cycle, _ in self.pipeline) > MAX_AHEAD_BYTES:
             raise self._found(BadRequest(f"More than {MAX_AHEAD_BYTES} bytes were sent ahead: wait for an answer."))
         super().on_body(body)
@@ -288,7 +296,10 @@ class Connection(HttpToolsProtocol):
 
 
 def _too_large_head() -> HeadTooLarge:
-    return HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes: send fewer or shorter headers.")
+    return HeadTooLarge(
+        f"The request's head has more than {MAX_HEAD_BYTES} bytes, with what follows a chunked body: "
+        "send fewer or shorter headers."
+    )
 
 
 def _tell_gone(cycle: RequestResponseCycle) -> None:

@@ -211,6 +211,44 @@ def test_a_head_without_an_end_is_refused_before_it_ends(at_door: Callable[..., 
     at_door(scenario)
 
 
+def test_a_head_within_the_limit_may_come_in_small_pieces(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        value = b"x" * (MAX_HEAD_BYTES // 2 - 100)
+        client = await door.opened()
+        sent = b"GET /echo HTTP/1.1\r\nX-One: %s\r\nX-Two: %s\r\n\r\n" % (value, value)
+        for start in range(0, len(sent), 1000):
+            client.writer.write(sent[start : start + 1000])
+            await asyncio.sleep(0.001)
+        assert (await client.answer())[2]["headers"] == ["x-one", "x-two"]
+
+    at_door(scenario)
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"X: ", b"x" * 1000),
+        (b"x", b"x" * 1000),
+        (b"", b"X: x\r\n" * 10),
+        (b"", b"X: " + b"x" * 1000 + b"\r\n"),
+        (b"", b"X: x\r\n" * 65_536),
+    ],
+)
+def test_what_follows_a_chunked_body_without_an_end_is_refused(
+    at_door: Callable[..., None], first: bytes, piece: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client = await door.opened(head + b"3\r\nabc\r\n0\r\n" + first)
+        for _ in range(60):
+            client.writer.write(piece)
+            await asyncio.sleep(0.001)
+        assert str(MAX_HEADERS if piece.startswith(b"X: x\r") else MAX_HEAD_BYTES) in await refused(client, 431)
+        assert (door.gone, door.closed) == (["/echo"], {"malformed": 1})
+
+    at_door(scenario)
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
