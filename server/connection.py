@@ -30,6 +30,9 @@ from server.routes.problem import error_response
 # at most.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
+# Each piece of a chunked body takes the event loop half a microsecond, however small: so many of any size, and one more
+# for each so many bytes.
+FREE_CHUNKS, FEW_BYTES = 4096, 64
 MAX_AHEAD = 8  # requests sent before the answer to an earlier one
 MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
 # A Service's balancer chooses a replica for a connection, not for a request: callers that keep theirs open would never
@@ -76,7 +79,7 @@ class Connection(HttpToolsProtocol):
         self.was_answered = False
         self._current: RequestResponseCycle | None = None  # the request that is being answered, or was last
         self._receiving = self._in_head = False
-        self._head_bytes = self._num_headers = self._body_bytes = 0
+        self._head_bytes = self._num_headers = self._body_bytes = self._num_chunks = 0
         self._untold_bytes = 0  # since the parser last told something of a request: it keeps a name until its end
         self._fault: RequestError | None = None  # what a callback found, which the parser hides
         self._refused = False
@@ -198,7 +201,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._receiving = self._in_head = True
-        self._head_bytes = self._num_headers = self._body_bytes = 0
+        self._head_bytes = self._num_headers = self._body_bytes = self._num_chunks = 0
         if self.is_clients_turn:
             self.since = time.monotonic()
 
@@ -231,6 +234,16 @@ class Connection(HttpToolsProtocol):
         if self.pipeline and len(body) + sum(len(cycle.body) for cycle, _ in self.pipeline) > MAX_AHEAD_BYTES:
             raise self._found(BadRequest(f"More than {MAX_AHEAD_BYTES} bytes were sent ahead: wait for an answer."))
         super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        self._num_chunks += 1
+        if self._num_chunks > FREE_CHUNKS + self._body_bytes // FEW_BYTES:
+            raise self._found(
+                BadRequest(
+                    f"The body comes in more than {FREE_CHUNKS} chunks of less than {FEW_BYTES} bytes: send larger "
+                    "chunks, or a Content-Length."
+                )
+            )
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():

@@ -19,7 +19,16 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from server import connection
-from server.connection import MAX_AHEAD, MAX_AHEAD_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, Connection, Doorkeeper
+from server.connection import (
+    FEW_BYTES,
+    FREE_CHUNKS,
+    MAX_AHEAD,
+    MAX_AHEAD_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Connection,
+    Doorkeeper,
+)
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
@@ -284,6 +293,21 @@ def test_what_follows_a_chunked_body_is_no_header(at_door: Callable[..., None]) 
         client = await door.opened(head + b"3\r\nabc\r\n0\r\nX-Width: 0.25\r\n\r\n" + GET)
         assert (await client.answer())[2] == {"headers": ["transfer-encoding"], "body": "abc"}
         assert (await client.answer())[2]["headers"] == ["host"]
+
+    at_door(scenario)
+
+
+def test_a_body_in_very_many_very_small_chunks_is_refused(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        tiny, small, end = b"1\r\nx\r\n", b"%x\r\n%s\r\n" % (FEW_BYTES, b"x" * FEW_BYTES), b"0\r\n\r\n"
+        some = await door.opened(head + tiny * (FREE_CHUNKS - 1) + end)
+        assert len((await some.answer())[2]["body"]) == FREE_CHUNKS - 1
+        many = await door.opened(head + small * 4 * FREE_CHUNKS + end)
+        assert len((await many.answer())[2]["body"]) == FEW_BYTES * 4 * FREE_CHUNKS
+        assert not door.closed
+        too_many = await door.opened(head + tiny * 2 * FREE_CHUNKS + end)
+        assert "larger chunks" in await refused(too_many, 400)
 
     at_door(scenario)
 
