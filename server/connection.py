@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
@@ -30,8 +31,8 @@ from server.routes.problem import error_response
 # at most.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
-# Each piece of a chunked body takes the event loop half a microsecond, however small: so many of any size, and one more
-# for each so many bytes.
+# Each piece of a chunked body takes the event loop about a microsecond, however small: so many of any size, and one
+# more for each so many bytes.
 FREE_CHUNKS, FEW_BYTES = 4096, 64
 MAX_AHEAD = 8  # requests sent before the answer to an earlier one
 MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
@@ -58,12 +59,21 @@ class Doorkeeper:
         num_closed = max(1, len(connections) // _SHARE_TO_CLOSE)
         waiting = [each for each in connections if each.is_clients_turn and each is not newest] or [newest]
         for each in heapq.nsmallest(num_closed, waiting, key=lambda each: (each.was_answered, each.since)):
-            each.give_way()
+            _attempt(each, each.give_way)
 
     def look(self, connections: Collection[Connection], now: float) -> None:
         """Close the connections whose client takes too long."""
         for each in tuple(connections):
-            each.look(now)
+            _attempt(each, partial(each.look, now))
+
+
+def _attempt(connection: Connection, action: Callable[[], None]) -> None:
+    """One connection's fault stays with it: neither the newcomer, nor the server's own clock, shall end by it."""
+    try:
+        action()
+    except Exception:
+        log.exception("a connection could not be looked after")
+        connection.transport.abort()
 
 
 class Connection(HttpToolsProtocol):
@@ -95,7 +105,11 @@ class Connection(HttpToolsProtocol):
 
     def give_way(self) -> None:
         """Close, for another connection to be had."""
+        self.connections.discard(self)  # now: who comes next would look for room once more
         self._keeper.closed("full")
+        if self._refused or self.transport.is_closing():  # and told all that it will be
+            self.transport.abort()
+            return
         if self._owes_answer or not self.was_answered:
             most = self._keeper.max_connections
             self._answer(
@@ -104,7 +118,6 @@ class Connection(HttpToolsProtocol):
                     "kept it waiting for longest: try again."
                 )
             )
-        self.connections.discard(self)  # now: who comes next would look for room once more
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -218,7 +231,6 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         if self.parser.should_upgrade():
             return
         if len(self.pipeline) >= MAX_AHEAD:
@@ -227,6 +239,7 @@ class Connection(HttpToolsProtocol):
         if is_last:
             self.headers.append((b"connection", b"close"))  # as if the client had asked for it
         super().on_headers_complete()
+        self._in_head = False
         self.cycle.keep_alive = self.cycle.keep_alive and not is_last
 
     def on_body(self, body: bytes) -> None:
@@ -279,7 +292,10 @@ class Connection(HttpToolsProtocol):
             last = self.pipeline[0][0] if self.pipeline else self._current
             last.keep_alive = False
         else:
-            self._answer(error)
+            if self._owes_answer:
+                self._answer(error)
+            else:
+                self._say_no_more()
             self.since = time.monotonic()
 
     def _answer(self, error: RequestError) -> None:
@@ -291,7 +307,10 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.transport.write(self._raw(error))
-        if self.transport.can_write_eof():
+        self._say_no_more()
+
+    def _say_no_more(self) -> None:
+        if self.transport.can_write_eof():  # not so with TLS
             self.transport.write_eof()
 
     def _raw(self, error: RequestError) -> bytes:

@@ -519,3 +519,70 @@ def test_when_all_connections_are_being_answered_the_newest_is_refused(at_door: 
         assert await idle.is_closed(), "who waited longest, without a word"
 
     at_door(scenario, max_connections=3)
+
+
+NO_REQUESTS = [b"nonsense\r\n\r\n", b"CONNECT other:443 HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n"]
+
+
+@pytest.mark.parametrize("nonsense", NO_REQUESTS)
+def test_who_was_refused_and_stays_gives_way_without_another_word(
+    at_door: Callable[..., None], nonsense: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        before = [await door.opened(nonsense) for _ in range(2)]
+        assert (await (await door.opened(GET)).answer())[0] == 200
+        for each in before:
+            assert each.reader._buffer.count(b"HTTP/1.1 ") == 1  # type: ignore[attr-defined]
+        assert len(door.state.connections) == 2
+
+    at_door(scenario, max_connections=2)
+
+
+@pytest.mark.parametrize("nonsense", NO_REQUESTS)
+def test_nonsense_on_a_connection_that_was_answered_is_refused_once(
+    at_door: Callable[..., None], nonsense: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        client = await door.opened(GET)
+        await client.answer()
+        client.writer.write(nonsense)
+        await refused(client, 400)
+        await door.look(1)
+        assert len(door.state.connections) == 1
+        await door.look(connection.LINGER_S + 1)
+        assert len(door.state.connections) == 0
+
+    at_door(scenario)
+
+
+def test_nonsense_in_the_rest_of_a_body_that_was_answered_already_is_not_answered(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /unread HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client = await door.opened(head)
+        assert (await client.answer())[0] == 200
+        client.writer.write(b"nonsense\r\n")
+        assert await client.is_closed()
+        assert door.closed == {"malformed": 1}
+
+    at_door(scenario)
+
+
+def test_a_fault_with_one_connection_stays_with_it(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def scenario(door: Door) -> None:
+        monkeypatch.setattr(Connection, "_lose_patience", fault)
+        await door.opened()
+        await door.look(TIMEOUT_S + 1)
+        assert len(door.state.connections) == 0
+        monkeypatch.setattr(Connection, "_answer", fault)
+        for _ in range(2):
+            await door.opened()
+        newest = await door.opened(GET)
+        assert (await newest.answer())[0] == 200
+        assert caplog.text.count("could not be looked after") == 2
+
+    at_door(scenario, max_connections=2)
