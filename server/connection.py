@@ -3,8 +3,10 @@
 uvicorn itself waits for a head, or for an answer to be taken, as long as a client likes; it keeps heads of any size and
 requests sent in advance without end. Here it is at any time either the server's turn, from a request's last byte to its
 answer, or the client's, since an instant that is looked at once a second: requests cost no timer. Of more connections
-than may be, those go on which it has been the client's turn for longest, first of clients that were never answered: who
-holds many connections open and says nothing shuts nobody out.
+than may be, those go on which it has been the client's turn for longest, for what the connection is worth: an idle one
+is waited for four times as long as one that never said anything, and a request that comes in four times as long as
+that. So who holds many connections shuts nobody out, whether he says nothing, asks for a trifle on each or begins to
+upload: where 200 new ones a second push through 1,000, each lives for 5 s, and an idle one among uploads for 1.25 s.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Doorkeeper:
         """Close some connections of those on which it is the client's turn; the newest if there is no other."""
         num_closed = max(1, len(connections) // _SHARE_TO_CLOSE)
         waiting = [each for each in connections if each.is_clients_turn and each is not newest] or [newest]
-        for each in heapq.nsmallest(num_closed, waiting, key=lambda each: (each.was_answered, each.since)):
+        now = time.monotonic()
+        for each in heapq.nlargest(num_closed, waiting, key=lambda each: (now - each.since) / each.worth):
             _attempt(each, each.give_way)
 
     def look(self, connections: Collection[Connection], now: float) -> None:
@@ -100,6 +103,13 @@ class Connection(HttpToolsProtocol):
         """Whether nothing can be done before the client sends more, or leaves."""
         current = self._current
         return current is None or current.response_complete or current.more_body
+
+    @property
+    def worth(self) -> float:
+        """How much longer it is waited for, while others want its place, than a connection that never said anything."""
+        if self._owes_answer:
+            return 16.0
+        return 4.0 if self.was_answered else 1.0
 
     # -- by the doorkeeper
 

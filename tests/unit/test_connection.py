@@ -80,6 +80,13 @@ class Door:
         await asyncio.sleep(0.02)  # for the server to have read it
         return client
 
+    def wait(self, **seconds: float) -> None:
+        """As if it had been these clients' turn for so long: the silent, the idle and the sending ones."""
+        now = time.monotonic()
+        for each in cast("set[Connection]", self.state.connections):
+            kind = {1.0: "silent", 4.0: "idle", 16.0: "sending"}[each.worth]
+            each.since = now - seconds.get(kind, 0.0)
+
     async def look(self, seconds_later: float) -> None:
         self.keeper.look(cast("set[Connection]", self.state.connections), time.monotonic() + seconds_later)
         await asyncio.sleep(0.02)
@@ -487,25 +494,48 @@ def test_who_was_refused_and_stays_is_left(at_door: Callable[..., None]) -> None
 # -- room
 
 
-def test_of_too_many_connections_the_strangers_go_first_and_the_oldest_of_them(at_door: Callable[..., None]) -> None:
+def test_of_too_many_connections_those_go_that_were_waited_for_longest_for_what_they_are_worth(
+    at_door: Callable[..., None],
+) -> None:
     async def scenario(door: Door) -> None:
         idle = await door.opened(GET)
         await idle.answer()
         held = await door.opened(GET.replace(b"echo", b"hold"))
         silent, sending = await door.opened(), await door.opened(START)
+        door.wait(silent=1, idle=3, sending=10)
         newest = await door.opened(GET)
         assert (await newest.answer())[0] == 200
         assert "SCALA_MAX_CONNECTIONS is 4" in await refused(silent, 503)
+        door.wait(idle=5, sending=15)
+        newest = await door.opened(GET)
+        assert (await newest.answer())[0] == 200
+        assert await idle.is_closed(), "without a word"
+        door.wait(idle=5, sending=25)
         await door.opened()
         assert "try again" in await refused(sending, 503)
         assert door.gone == ["/echo"]
         door.go_on.set()
         assert (await held.answer())[0] == 200, "nobody is interrupted who is being answered"
-        idle.writer.write(GET)
-        assert (await idle.answer())[0] == 200
-        assert door.closed == {"full": 2}
+        assert door.closed == {"full": 3}
 
     at_door(scenario, max_connections=4)
+
+
+@pytest.mark.parametrize("held", [b"", GET, START], ids=["nothing", "a request", "half a request"])
+def test_who_holds_all_connections_and_opens_more_does_not_keep_others_from_uploading(
+    at_door: Callable[..., None], held: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(20):
+            await door.opened(held)
+        honest = await door.opened(START)
+        for _ in range(15):
+            await door.opened(held)
+        honest.writer.write(b"some body")
+        assert (await honest.answer())[0] == 200
+        assert len(door.state.connections) == 20
+
+    at_door(scenario, max_connections=20)
 
 
 def test_when_all_connections_are_being_answered_the_newest_is_refused(at_door: Callable[..., None]) -> None:
