@@ -503,19 +503,17 @@ def test_of_too_many_connections_those_go_that_were_waited_for_longest_for_what_
         held = await door.opened(GET.replace(b"echo", b"hold"))
         silent, sending = await door.opened(), await door.opened(START)
         door.wait(silent=1, idle=3, sending=10)
-        newest = await door.opened(GET)
-        assert (await newest.answer())[0] == 200
+        newcomers = [await door.opened(GET.replace(b"echo", b"hold"))]
         assert "SCALA_MAX_CONNECTIONS is 4" in await refused(silent, 503)
         door.wait(idle=5, sending=15)
-        newest = await door.opened(GET)
-        assert (await newest.answer())[0] == 200
+        newcomers.append(await door.opened(GET.replace(b"echo", b"hold")))
         assert await idle.is_closed(), "without a word"
-        door.wait(idle=5, sending=25)
         await door.opened()
         assert "try again" in await refused(sending, 503)
         assert door.gone == ["/echo"]
         door.go_on.set()
-        assert (await held.answer())[0] == 200, "nobody is interrupted who is being answered"
+        for each in (held, *newcomers):
+            assert (await each.answer())[0] == 200, "nobody is interrupted who is being answered"
         assert door.closed == {"full": 3}
 
     at_door(scenario, max_connections=4)
@@ -616,3 +614,35 @@ def test_a_fault_with_one_connection_stays_with_it(
         assert caplog.text.count("could not be looked after") == 2
 
     at_door(scenario, max_connections=2)
+
+
+def test_many_connections_that_end_at_a_time_do_not_hold_up_the_others(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_looks, most = 0, 0
+    look = Connection.look
+
+    def counted(self: Connection, now: float) -> None:
+        nonlocal num_looks
+        num_looks += 1
+        look(self, now)
+
+    async def turns() -> None:
+        nonlocal num_looks, most
+        while True:
+            num_looks = 0
+            await asyncio.sleep(0)
+            most = max(most, num_looks)
+
+    async def scenario(door: Door) -> None:
+        for _ in range(200):
+            door.clients.append(Client(*await asyncio.open_connection("127.0.0.1", door.port)))
+        await asyncio.sleep(0.02)
+        monkeypatch.setattr(Connection, "look", counted)
+        counting = asyncio.create_task(turns())
+        await door.look(TIMEOUT_S + 1)
+        assert door.closed == {"slow": 200}
+        assert 0 < most <= 100
+        counting.cancel()
+
+    at_door(scenario, max_connections=1000)
