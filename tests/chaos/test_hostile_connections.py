@@ -9,7 +9,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import psutil
@@ -63,8 +63,10 @@ class Bystander:
         try:
             while True:
                 fresh = Client(self.port)
-                await self._ask(kept if place % 2 else fresh, self.photos[place % len(self.photos)])
-                fresh.close()
+                try:
+                    await self._ask(kept if place % 2 else fresh, self.photos[place % len(self.photos)])
+                finally:
+                    fresh.close()
                 place, due = place + 1, max(due + EVERY_S, time.monotonic())
                 await until(due)
         finally:
@@ -318,6 +320,44 @@ def test_more_slow_bodies_than_there_may_be_connections(attacked: Attacked) -> N
                 await asyncio.sleep(1)
 
     attacked(f"3 times {MAX_CONNECTIONS} uploads that stop", scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("say nothing", b""),
+        ("have asked for a trifle", b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("begin to upload", HEAD + b"X-Latency-Budget-Ms: 600000\r\nContent-Length: 50000\r\n\r\n"),
+    ],
+    ids=["silent", "idle", "uploading"],
+)
+def test_all_connections_held_and_200_new_ones_a_second(
+    attacked: Attacked, photos: list[bytes], name: str, sent: bytes
+) -> None:
+    async def scenario(attack: Attack) -> None:
+        async def keep_opening() -> None:
+            async with AsyncExitStack() as held:
+                for _ in range(MAX_CONNECTIONS // 20):
+                    await held.enter_async_context(many(attack, 20, sent))
+                    await asyncio.sleep(0.02)
+                for _ in range(60):
+                    await held.enter_async_context(many(attack, 10, sent))
+                    await asyncio.sleep(0.05)
+
+        opening = asyncio.create_task(keep_opening())
+        await asyncio.sleep(1)
+        head = HEAD + b"X-Latency-Budget-Ms: 2000\r\nContent-Length: %d\r\n\r\n" % len(photos[0])
+        statuses = Counter[bytes]()
+        while not opening.done():
+            reader, writer = await attack.opened(head + photos[0][:100])
+            await asyncio.sleep(0.5)
+            writer.write(photos[0][100:])
+            statuses[(await asyncio.wait_for(reader.read(4096), 5))[:13]] += 1
+            writer.close()
+        await opening
+        assert set(statuses) == {b"HTTP/1.1 200 "}, statuses
+
+    attacked(f"{MAX_CONNECTIONS} connections that {name}, and 200 new ones a second", scenario)
 
 
 def test_half_closed_and_reset_connections(attacked: Attacked, photos: list[bytes]) -> None:

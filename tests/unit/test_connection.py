@@ -19,7 +19,16 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from server import connection
-from server.connection import MAX_AHEAD, MAX_AHEAD_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, Connection, Doorkeeper
+from server.connection import (
+    FEW_BYTES,
+    FREE_CHUNKS,
+    MAX_AHEAD,
+    MAX_AHEAD_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Connection,
+    Doorkeeper,
+)
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
@@ -70,6 +79,13 @@ class Door:
         client.writer.write(sent)
         await asyncio.sleep(0.02)  # for the server to have read it
         return client
+
+    def wait(self, **seconds: float) -> None:
+        """As if it had been these clients' turn for so long: the silent, the idle and the sending ones."""
+        now = time.monotonic()
+        for each in cast("set[Connection]", self.state.connections):
+            kind = {1.0: "silent", 4.0: "idle", 16.0: "sending"}[each.worth]
+            each.since = now - seconds.get(kind, 0.0)
 
     async def look(self, seconds_later: float) -> None:
         self.keeper.look(cast("set[Connection]", self.state.connections), time.monotonic() + seconds_later)
@@ -211,6 +227,44 @@ def test_a_head_without_an_end_is_refused_before_it_ends(at_door: Callable[..., 
     at_door(scenario)
 
 
+def test_a_head_within_the_limit_may_come_in_small_pieces(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        value = b"x" * (MAX_HEAD_BYTES // 2 - 100)
+        client = await door.opened()
+        sent = b"GET /echo HTTP/1.1\r\nX-One: %s\r\nX-Two: %s\r\n\r\n" % (value, value)
+        for start in range(0, len(sent), 1000):
+            client.writer.write(sent[start : start + 1000])
+            await asyncio.sleep(0.001)
+        assert (await client.answer())[2]["headers"] == ["x-one", "x-two"]
+
+    at_door(scenario)
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"X: ", b"x" * 1000),
+        (b"x", b"x" * 1000),
+        (b"", b"X: x\r\n" * 10),
+        (b"", b"X: " + b"x" * 1000 + b"\r\n"),
+        (b"", b"X: x\r\n" * 65_536),
+    ],
+)
+def test_what_follows_a_chunked_body_without_an_end_is_refused(
+    at_door: Callable[..., None], first: bytes, piece: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client = await door.opened(head + b"3\r\nabc\r\n0\r\n" + first)
+        for _ in range(60):
+            client.writer.write(piece)
+            await asyncio.sleep(0.001)
+        assert str(MAX_HEADERS if piece.startswith(b"X: x\r") else MAX_HEAD_BYTES) in await refused(client, 431)
+        assert (door.gone, door.closed) == (["/echo"], {"malformed": 1})
+
+    at_door(scenario)
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -261,6 +315,21 @@ def test_what_follows_a_chunked_body_is_no_header(at_door: Callable[..., None]) 
         client = await door.opened(head + b"3\r\nabc\r\n0\r\nX-Width: 0.25\r\n\r\n" + GET)
         assert (await client.answer())[2] == {"headers": ["transfer-encoding"], "body": "abc"}
         assert (await client.answer())[2]["headers"] == ["host"]
+
+    at_door(scenario)
+
+
+def test_a_body_in_very_many_very_small_chunks_is_refused(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        tiny, small, end = b"1\r\nx\r\n", b"%x\r\n%s\r\n" % (FEW_BYTES, b"x" * FEW_BYTES), b"0\r\n\r\n"
+        some = await door.opened(head + tiny * (FREE_CHUNKS - 1) + end)
+        assert len((await some.answer())[2]["body"]) == FREE_CHUNKS - 1
+        many = await door.opened(head + small * 4 * FREE_CHUNKS + end)
+        assert len((await many.answer())[2]["body"]) == FEW_BYTES * 4 * FREE_CHUNKS
+        assert not door.closed
+        too_many = await door.opened(head + tiny * 2 * FREE_CHUNKS + end)
+        assert "larger chunks" in await refused(too_many, 400)
 
     at_door(scenario)
 
@@ -440,25 +509,46 @@ def test_who_was_refused_and_stays_is_left(at_door: Callable[..., None]) -> None
 # -- room
 
 
-def test_of_too_many_connections_the_strangers_go_first_and_the_oldest_of_them(at_door: Callable[..., None]) -> None:
+def test_of_too_many_connections_those_go_that_were_waited_for_longest_for_what_they_are_worth(
+    at_door: Callable[..., None],
+) -> None:
     async def scenario(door: Door) -> None:
         idle = await door.opened(GET)
         await idle.answer()
         held = await door.opened(GET.replace(b"echo", b"hold"))
         silent, sending = await door.opened(), await door.opened(START)
-        newest = await door.opened(GET)
-        assert (await newest.answer())[0] == 200
+        door.wait(silent=1, idle=3, sending=10)
+        newcomers = [await door.opened(GET.replace(b"echo", b"hold"))]
         assert "SCALA_MAX_CONNECTIONS is 4" in await refused(silent, 503)
+        door.wait(idle=5, sending=15)
+        newcomers.append(await door.opened(GET.replace(b"echo", b"hold")))
+        assert await idle.is_closed(), "without a word"
         await door.opened()
         assert "try again" in await refused(sending, 503)
         assert door.gone == ["/echo"]
         door.go_on.set()
-        assert (await held.answer())[0] == 200, "nobody is interrupted who is being answered"
-        idle.writer.write(GET)
-        assert (await idle.answer())[0] == 200
-        assert door.closed == {"full": 2}
+        for each in (held, *newcomers):
+            assert (await each.answer())[0] == 200, "nobody is interrupted who is being answered"
+        assert door.closed == {"full": 3}
 
     at_door(scenario, max_connections=4)
+
+
+@pytest.mark.parametrize("held", [b"", GET, START], ids=["nothing", "a request", "half a request"])
+def test_who_holds_all_connections_and_opens_more_does_not_keep_others_from_uploading(
+    at_door: Callable[..., None], held: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(20):
+            await door.opened(held)
+        honest = await door.opened(START)
+        for _ in range(15):
+            await door.opened(held)
+        honest.writer.write(b"some body")
+        assert (await honest.answer())[0] == 200
+        assert len(door.state.connections) == 20
+
+    at_door(scenario, max_connections=20)
 
 
 def test_when_all_connections_are_being_answered_the_newest_is_refused(at_door: Callable[..., None]) -> None:
@@ -472,3 +562,102 @@ def test_when_all_connections_are_being_answered_the_newest_is_refused(at_door: 
         assert await idle.is_closed(), "who waited longest, without a word"
 
     at_door(scenario, max_connections=3)
+
+
+NO_REQUESTS = [b"nonsense\r\n\r\n", b"CONNECT other:443 HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n"]
+
+
+@pytest.mark.parametrize("nonsense", NO_REQUESTS)
+def test_who_was_refused_and_stays_gives_way_without_another_word(
+    at_door: Callable[..., None], nonsense: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        before = [await door.opened(nonsense) for _ in range(2)]
+        assert (await (await door.opened(GET)).answer())[0] == 200
+        for each in before:
+            assert each.reader._buffer.count(b"HTTP/1.1 ") == 1  # type: ignore[attr-defined]
+        assert len(door.state.connections) == 2
+
+    at_door(scenario, max_connections=2)
+
+
+@pytest.mark.parametrize("nonsense", NO_REQUESTS)
+def test_nonsense_on_a_connection_that_was_answered_is_refused_once(
+    at_door: Callable[..., None], nonsense: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        client = await door.opened(GET)
+        await client.answer()
+        client.writer.write(nonsense)
+        await refused(client, 400)
+        await door.look(1)
+        assert len(door.state.connections) == 1
+        await door.look(connection.LINGER_S + 1)
+        assert len(door.state.connections) == 0
+
+    at_door(scenario)
+
+
+def test_nonsense_in_the_rest_of_a_body_that_was_answered_already_is_not_answered(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        head = b"POST /unread HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client = await door.opened(head)
+        assert (await client.answer())[0] == 200
+        client.writer.write(b"nonsense\r\n")
+        assert await client.is_closed()
+        assert door.closed == {"malformed": 1}
+
+    at_door(scenario)
+
+
+def test_a_fault_with_one_connection_stays_with_it(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def scenario(door: Door) -> None:
+        monkeypatch.setattr(Connection, "_lose_patience", fault)
+        await door.opened()
+        await door.look(TIMEOUT_S + 1)
+        assert len(door.state.connections) == 0
+        monkeypatch.setattr(Connection, "_answer", fault)
+        for _ in range(2):
+            await door.opened()
+        newest = await door.opened(GET)
+        assert (await newest.answer())[0] == 200
+        assert caplog.text.count("could not be looked after") == 2
+
+    at_door(scenario, max_connections=2)
+
+
+def test_many_connections_that_end_at_a_time_do_not_hold_up_the_others(
+    at_door: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_looks, most = 0, 0
+    look = Connection.look
+
+    def counted(self: Connection, now: float) -> None:
+        nonlocal num_looks
+        num_looks += 1
+        look(self, now)
+
+    async def turns() -> None:
+        nonlocal num_looks, most
+        while True:
+            num_looks = 0
+            await asyncio.sleep(0)
+            most = max(most, num_looks)
+
+    async def scenario(door: Door) -> None:
+        for _ in range(200):
+            door.clients.append(Client(*await asyncio.open_connection("127.0.0.1", door.port)))
+        await asyncio.sleep(0.02)
+        monkeypatch.setattr(Connection, "look", counted)
+        counting = asyncio.create_task(turns())
+        await door.look(TIMEOUT_S + 1)
+        assert door.closed == {"slow": 200}
+        assert 0 < most <= 100
+        counting.cancel()
+
+    at_door(scenario, max_connections=1000)
