@@ -13,7 +13,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import psutil
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -54,6 +53,7 @@ from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
 from server.threads import started_pool
+from server.tolerated import Tolerated
 from server.tracing import tracer_of
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
     lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
     loop_busy = gauge("event_loop_busy_ratio", "Share of one core that the event loop's thread takes, smoothed")
     used, used_s = DecayingRate(DEMAND_TAU_S), time.thread_time()
-    readable = True
+    reading = Tolerated("the machine's load", "read")
     while True:
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
@@ -304,20 +304,12 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
         used.add(time.thread_time() - used_s, time.monotonic())
         used_s = time.thread_time()
         loop_busy.set(used.value(time.monotonic()))
-        try:
+        with reading:
             sample = machine.sample()
-        except (OSError, psutil.Error) as error:  # telemetry must not end the server, nor fill its log
-            if readable:
-                log.warning("the machine's load cannot be read: %s", error)
-            readable = False
-            continue
-        if not readable:
-            log.info("the machine's load can be read again")
-        readable = True
-        services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
-        cpu_load.set(sample.cpu_load)
-        throttled.set(sample.throttled)
-        memory.set(sample.memory_bytes)
+            services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
+            cpu_load.set(sample.cpu_load)
+            throttled.set(sample.throttled)
+            memory.set(sample.memory_bytes)
 
 
 def _export(services: Services, engine: Engine) -> None:

@@ -8,7 +8,8 @@ that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor
 
 Native code that keeps the interpreter's lock stands still the event loop, and with it every watchdog written in Python.
 The last one is C: after a minute without a turn of the event loop it writes where each thread is to standard error, and
-leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on.
+leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on. Each turn
+takes a new thread: where the system gives none, the server goes on without this watchdog until there is one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import uvicorn
 
 from server.errors import Unavailable
 from server.threads import started_pool
+from server.tolerated import Tolerated
 
 if TYPE_CHECKING:
     from server.connection import Connection, Doorkeeper
@@ -99,6 +101,10 @@ class Server(uvicorn.Server):
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
         self._keeper, self._admin = keeper, admin
         self._leaving: asyncio.Task[None] | None = None
+        self._putting_off, self._looking = (
+            Tolerated("the watchdog", "put off"),
+            Tolerated("connections", "looked after"),
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen for the API and, where it has an address of its own, for administration."""
@@ -138,8 +144,10 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ``TICKS_A_SECOND`` times a second."""
         if counter % TICKS_A_SECOND == 0:
-            faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)  # 85 us
-            self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
+            with self._putting_off:
+                faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)  # 85 us
+            with self._looking:
+                self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
         if self._lifecycle.failed is not None and not self.should_exit:
             await asyncio.sleep(FAREWELL_S)  # those who waited are being told
             self.should_exit = True

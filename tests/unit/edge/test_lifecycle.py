@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from unittest import mock
 
 import pytest
 
@@ -175,3 +177,23 @@ def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks_and_why_to_the_
             assert "no such device" in caplog.text
 
     run(scenario)
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError("no such file"), RuntimeError("nonsense")])
+def test_a_machine_that_cannot_be_read_ends_no_server(
+    site: Runner, trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(site: Site) -> None:
+        with mock.patch.object(QuietMachine, "sample", side_effect=trouble):
+            await asyncio.sleep(1)
+            assert (await site.classify()).status == 200
+        await asyncio.sleep(1)
+        assert site.services.lifecycle.failed is None
+
+    with caplog.at_level(logging.INFO):
+        site(scenario)
+    told = [message for message in caplog.messages if "the machine's load" in message]
+    assert [message.partition(":")[0] for message in told] == [
+        "the machine's load cannot be read",
+        "the machine's load can be read again",
+    ]
