@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan
@@ -144,14 +143,13 @@ def assemble(
 
 def _http(settings: Settings, services: Services, engine: Engine, machine: MachineReader) -> ASGIApp:
     """The routes and all that lies around them, from the innermost to the outermost. Raises SettingsError."""
-    app = FastAPIOffline(
+    app = FastAPI(
         title="scala-serve",
         version=version("scala-serve"),
         description="Image classification that never takes longer than asked.",
         lifespan=_lifespan(services, engine, machine),
         docs_url=None,  # the page itself is ours, for its headers: see routes/pages.py
         redoc_url=None,
-        static_url="/docs/assets",
         redirect_slashes=False,  # to wherever the request's Host header says
     )
     for routes in (classify, quote, events, health, model, settings_route, oip, pages):
@@ -330,7 +328,8 @@ def _export(services: Services, engine: Engine) -> None:
         ("memory_limit_bytes", "What the process may use"): memory_limit_bytes,
         ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
     }
-    memory_limit_bytes()  # reads what it keeps, while a file can be opened
+    memory_limit_bytes()  # reads what it keeps, while a file can be opened; and so do the pages
+    pages.read_all()
     for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
     services.metrics.registry.register(GpuCollector())
