@@ -64,6 +64,26 @@ def test_who_is_being_served_is_waited_for_up_to_the_timeout() -> None:
     assert leaves_after(in_flight_until_s=math.inf) == pytest.approx(TIMEOUT_S - SHUTDOWN_S, abs=0.15)
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_is_not_answered_until_then_is_dismissed(failed: bool) -> None:
+    async def scenario(clock: Clock) -> None:
+        lifecycle = Lifecycle()
+        request = asyncio.create_task(asyncio.sleep(math.inf))
+        lifecycle.started, lifecycle.in_flight, lifecycle.unanswered = True, 1, {request}
+        server = make_server(lifecycle, Doorkeeper(10, 30.0, str))
+        if failed:
+            lifecycle.fail("it hung")
+        else:
+            server.handle_exit(signal.SIGTERM, None)
+        while not await server.on_tick(1):
+            assert not request.done()
+            await asyncio.sleep(0.1)
+        await asyncio.wait([request])
+        assert request.cancelled()
+
+    run(scenario)
+
+
 def test_a_server_that_is_still_starting_has_no_grace() -> None:
     assert leaves_after(started=False) == pytest.approx(QUIET_S, abs=0.15)
 
