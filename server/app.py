@@ -13,10 +13,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import psutil
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan
@@ -54,6 +52,7 @@ from server.serve_loop import RESTARTING, ServeLoop
 from server.services import Services
 from server.settings import Settings, SettingsError
 from server.threads import started_pool
+from server.tolerated import Tolerated
 from server.tracing import tracer_of
 
 if TYPE_CHECKING:
@@ -143,14 +142,13 @@ def assemble(
 
 def _http(settings: Settings, services: Services, engine: Engine, machine: MachineReader) -> ASGIApp:
     """The routes and all that lies around them, from the innermost to the outermost. Raises SettingsError."""
-    app = FastAPIOffline(
+    app = FastAPI(
         title="scala-serve",
         version=version("scala-serve"),
         description="Image classification that never takes longer than asked.",
         lifespan=_lifespan(services, engine, machine),
         docs_url=None,  # the page itself is ours, for its headers: see routes/pages.py
         redoc_url=None,
-        static_url="/docs/assets",
         redirect_slashes=False,  # to wherever the request's Host header says
     )
     for routes in (classify, quote, events, health, model, settings_route, oip, pages):
@@ -295,7 +293,7 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
     lag = gauge("event_loop_lag_seconds", "How late the event loop last woke up")
     loop_busy = gauge("event_loop_busy_ratio", "Share of one core that the event loop's thread takes, smoothed")
     used, used_s = DecayingRate(DEMAND_TAU_S), time.thread_time()
-    readable = True
+    reading = Tolerated("the machine's load", "read")
     while True:
         due = time.monotonic() + SAMPLE_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
@@ -303,20 +301,12 @@ async def _watch(services: Services, engine: Engine, machine: MachineReader) -> 
         used.add(time.thread_time() - used_s, time.monotonic())
         used_s = time.thread_time()
         loop_busy.set(used.value(time.monotonic()))
-        try:
+        with reading:
             sample = machine.sample()
-        except (OSError, psutil.Error) as error:  # telemetry must not end the server, nor fill its log
-            if readable:
-                log.warning("the machine's load cannot be read: %s", error)
-            readable = False
-            continue
-        if not readable:
-            log.info("the machine's load can be read again")
-        readable = True
-        services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
-        cpu_load.set(sample.cpu_load)
-        throttled.set(sample.throttled)
-        memory.set(sample.memory_bytes)
+            services.monitor.see_machine(sample.others_cores, engine.threads, machine.host_cpus, sample.throttled)
+            cpu_load.set(sample.cpu_load)
+            throttled.set(sample.throttled)
+            memory.set(sample.memory_bytes)
 
 
 def _export(services: Services, engine: Engine) -> None:
@@ -337,7 +327,8 @@ def _export(services: Services, engine: Engine) -> None:
         ("memory_limit_bytes", "What the process may use"): memory_limit_bytes,
         ("gpu_memory_bytes", "Device memory held by the engine"): engine.memory_bytes,
     }
-    memory_limit_bytes()  # reads what it keeps, while a file can be opened
+    memory_limit_bytes()  # reads what it keeps, while a file can be opened; and so do the pages
+    pages.read_all()
     for (name, text), read in gauges.items():
         services.metrics.gauge(name, text).set_function(read)
     services.metrics.registry.register(GpuCollector())

@@ -76,6 +76,11 @@ class Edge:
             else:
                 response = await _respond(endpoint, Request(scope, exchange.receive))
                 await response(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # at the server's end
+            if exchange.status != 0:
+                raise
+            response = await answer_error(Request(scope, exchange.receive), self._lifecycle.farewell())
+            await response(scope, exchange.receive, exchange.send)
         except Exception:
             http_log.exception("a request failed", extra={"request_id": request_id})
             if "terms" in scope["state"]:
@@ -84,6 +89,7 @@ class Edge:
                 await error_response(Exception(), scope)(scope, exchange.receive, exchange.send)
         finally:
             self._lifecycle.in_flight -= 1
+            exchange.settle()
             self._record(scope, exchange, (exchange.answered_at or time.monotonic()) - arrival)
 
     def _refusal(self, scope: Scope) -> Exception | None:
@@ -160,6 +166,14 @@ class _Exchange:
         self._scope, self._receive, self._send, self._lifecycle = scope, receive, send, lifecycle
         self._uploading = True  # as far as we have read
         self.status, self.began_at, self.answered_at = 0, 0.0, 0.0
+        task = asyncio.current_task()
+        assert task is not None, "every request is a task"
+        self._task = task
+        lifecycle.unanswered.add(task)
+
+    def settle(self) -> None:
+        """It has its answer, or will have none."""
+        self._lifecycle.unanswered.discard(self._task)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -168,6 +182,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.settle()
             self.status, self.began_at = message["status"], time.monotonic()
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._scope["state"]["request_id"]
@@ -190,7 +205,7 @@ class _Exchange:
         return self._is_leaving() or self._scope["http_version"] == "1.0" or "close" in asked
 
     async def _drop_the_rest(self) -> None:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, asyncio.CancelledError):  # the server's end is the upload's, too
             async with asyncio.timeout(LINGER_S):
                 while self._uploading:
                     await self.receive()

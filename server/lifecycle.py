@@ -1,14 +1,16 @@
 """From start to exit: starting, ready, draining, refusing, gone.
 
 SIGTERM, SIGINT or SIGHUP: not ready at once, new requests are still served for the grace period (the balancer needs
-time to notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout. Every
-answer closes its connection meanwhile, so that callers with a connection of their own go elsewhere too. A server that
-is not ready yet, so that nobody was sent to it, has no grace period. A second SIGTERM or SIGINT leaves now. An engine
-that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor to restart.
+time to notice), then refused; the process leaves with 0 when none is in flight, or after the drain timeout, when those
+who still upload or wait hear 503. Every answer closes its connection meanwhile, so that callers with a connection of
+their own go elsewhere too. A server that is not ready yet, so that nobody was sent to it, has no grace period. A second
+SIGTERM or SIGINT leaves now. An engine that hangs or keeps failing leaves with 70 (``EX_SOFTWARE``), for the supervisor
+to restart.
 
 Native code that keeps the interpreter's lock stands still the event loop, and with it every watchdog written in Python.
 The last one is C: after a minute without a turn of the event loop it writes where each thread is to standard error, and
-leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on.
+leaves with 1, the only code it can. It also ends a process that was stopped for longer, when that goes on. Each turn
+takes a new thread: where the system gives none, the server goes on without this watchdog until there is one.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import sys
 import time
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import uvicorn
 
 from server.errors import Unavailable
 from server.threads import started_pool
+from server.tolerated import Tolerated
 
 if TYPE_CHECKING:
     from server.connection import Connection, Doorkeeper
@@ -50,7 +53,10 @@ log = logging.getLogger("scala.serve")
 
 
 class Lifecycle:
-    """The one place that knows whether the server takes requests; ``in_flight`` have a head but no answer yet."""
+    """The one place that knows whether the server takes requests; ``in_flight`` have a head but no answer yet.
+
+    ``unanswered`` are the tasks of those whose answer has not even begun.
+    """
 
     def __init__(self) -> None:
         self.started = False
@@ -58,6 +64,7 @@ class Lifecycle:
         self.refusing = False
         self.failed: str | None = None
         self.in_flight = 0
+        self.unanswered: set[asyncio.Task[Any]] = set()
 
     @property
     def ready(self) -> bool:
@@ -81,6 +88,14 @@ class Lifecycle:
     def fail(self, why: str) -> None:
         self.failed = self.failed or why
 
+    def dismiss_all(self) -> None:
+        """Nobody waits any longer: the requests are cancelled, and the edge answers with ``farewell``."""
+        for task in self.unanswered:
+            task.cancel()
+
+    def farewell(self) -> Unavailable:
+        return Unavailable(f"The server had to leave before the request was answered: {self.why_not_ready()}.")
+
 
 class Server(uvicorn.Server):
     """uvicorn, leaving in the order above instead of closing its door first."""
@@ -99,6 +114,10 @@ class Server(uvicorn.Server):
         self._lifecycle, self._grace_s, self._timeout_s = lifecycle, grace_s, timeout_s
         self._keeper, self._admin = keeper, admin
         self._leaving: asyncio.Task[None] | None = None
+        self._putting_off, self._looking = (
+            Tolerated("the watchdog", "put off"),
+            Tolerated("connections", "looked after"),
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen for the API and, where it has an address of its own, for administration."""
@@ -138,10 +157,13 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ``TICKS_A_SECOND`` times a second."""
         if counter % TICKS_A_SECOND == 0:
-            faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)  # 85 us
-            self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
+            with self._putting_off:
+                faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=STDERR)  # 85 us
+            with self._looking:
+                self._keeper.look(cast("set[Connection]", self.server_state.connections), time.monotonic())
         if self._lifecycle.failed is not None and not self.should_exit:
             await asyncio.sleep(FAREWELL_S)  # those who waited are being told
+            self._lifecycle.dismiss_all()
             self.should_exit = True
         if self._lifecycle.draining and self._leaving is None:
             self._leaving = asyncio.create_task(self._leave())
@@ -156,6 +178,7 @@ class Server(uvicorn.Server):
         await self._refuse_the_last(min(now() + LAST_CALL_S, leave_by))
         while self._lifecycle.in_flight and now() < leave_by:
             await asyncio.sleep(0.02)
+        self._lifecycle.dismiss_all()
         self.should_exit = True
 
     async def _refuse_the_last(self, until: float) -> None:

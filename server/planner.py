@@ -109,12 +109,13 @@ class Planner:
         """Until cancelled, beside the event loop."""
         while True:
             await asyncio.sleep(EVERY_S)
-            if (inputs := self._news(time.monotonic())) is not None:
-                try:
-                    self._adopt(inputs, await self._made(inputs))
-                except Exception:  # an old plan serves; no plan is worth the server
-                    log.exception("no new plan could be made: going on with the last")
-                await asyncio.sleep(PAUSE_S)
+            try:
+                if (inputs := self._news(time.monotonic())) is None:
+                    continue
+                self._adopt(inputs, await self._made(inputs))
+            except Exception:  # an old plan serves; no plan is worth the server
+                log.exception("no new plan could be made: going on with the last")
+            await asyncio.sleep(PAUSE_S)
 
     async def _made(self, inputs: PlanInputs) -> Plan:
         try:

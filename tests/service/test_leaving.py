@@ -77,6 +77,27 @@ def check_refused_in_the_middle(running: Running, *headers: str, version: str = 
         assert answer.endswith(b"}")
 
 
+def test_an_upload_that_is_not_through_by_the_drain_timeout_is_told_so(tmp_path: Path) -> None:
+    with serving(tmp_path / "log", DRAIN_GRACE_S="0.1", DRAIN_TIMEOUT_S="2") as running:
+        running.wait_ready()
+        with closing(Upload(running.port, 1_000_000, "X-Latency-Budget-Ms: 600000")) as slow:
+            slow.send(bytes(1000))
+            time.sleep(0.2)
+            running.process.send_signal(signal.SIGTERM)
+            answer = slow.read()
+            while piece := slow.read():
+                answer += piece
+        assert running.process.wait(timeout=20) == 0
+    head, _, body = answer.lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"http/1.1 503 ")
+    for line in (b"connection: close", b"content-type: application/problem+json", b"x-content-type-options: nosniff"):
+        assert line in head
+    assert b"the server had to leave before the request was answered: draining." in body
+    assert b"x-request-id: " in head
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log, log
+
+
 def test_a_signal_during_the_start_is_heard(tmp_path: Path) -> None:
     """The first process of a container ignores a signal for which it has no handler."""
     with serving(tmp_path / "log") as running:

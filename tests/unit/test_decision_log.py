@@ -7,17 +7,19 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from server import decision_log
 from server.decision_log import DecisionLog
 from server.policies.threshold import Memory, Remembered
+from server.replay_log import DecisionReader, log_files
 from server.types import Decision, Load, QueueView
 from tests.unit.decision_lines import CELLS, HEADER, NARROW, WIDE, make_profile, plan_inputs
 
@@ -217,7 +219,7 @@ def test_a_gap_before_a_new_file_is_told_in_it(tmp_path: Path, monkeypatch: pyte
     assert kinds(tmp_path) == ["header", "gap", "profile", "plan", "decision"]
 
 
-def test_a_folder_that_cannot_be_written_ends_the_record_with_one_warning(
+def test_a_folder_that_cannot_be_written_is_told_in_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -226,9 +228,16 @@ def test_a_folder_that_cannot_be_written_ends_the_record_with_one_warning(
             recorder.note(8.0)
     recorder.note(8.0)
     (warning,) = caplog.messages
-    assert warning.startswith("decisions are not recorded any more: ")
+    assert warning.startswith("decisions cannot be recorded: ")
     assert "file" in warning
     assert recorder.dropped == 4
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @contextmanager
@@ -242,7 +251,7 @@ def room_for(file_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
 
 
-def test_a_disk_that_fills_up_keeps_what_it_took_and_is_not_tried_again(
+def test_a_disk_that_fills_up_keeps_what_it_took_and_is_not_tried_again_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decision_log, "WRITE_EVERY_S", 0.001)
@@ -259,6 +268,66 @@ def test_a_disk_that_fills_up_keeps_what_it_took_and_is_not_tried_again(
     written = sum(line.startswith('{"decision":') for line in whole)
     assert 15 < written < 25
     assert written + recorder.dropped == 31
+
+
+def test_once_the_disk_has_room_it_is_recorded_again_behind_a_gap(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "WRITE_EVERY_S", 0.001)
+    with caplog.at_level(logging.INFO), recording(tmp_path) as recorder:
+        with room_for(5000):
+            for _ in range(30):  # about 200 bytes each
+                recorder.note(8.0)
+            wait_until(lambda: recorder.dropped > 0)
+            recorder.note(8.0)
+            for _ in range(3):  # and it stays full
+                monkeypatch.setattr(decision_log, "TRY_AGAIN_S", 0.0)
+                dropped = recorder.dropped
+                recorder.note(8.0, reason="x" * 5000)
+                wait_until(lambda: recorder.dropped > dropped)  # noqa: B023
+                monkeypatch.setattr(decision_log, "TRY_AGAIN_S", 1000.0)
+                recorder.note(8.0)
+        recorder.note(8.0)
+        monkeypatch.setattr(decision_log, "TRY_AGAIN_S", 0.0)
+        recorder.note(9.0)
+    assert caplog.messages == [
+        "decisions cannot be recorded: [Errno 27] File too large",
+        "decisions can be recorded again",
+    ]
+    first, second = sorted(tmp_path.iterdir())
+    header, gap, profile, plan, decision = lines_of(second)
+    assert (header["header"]["part"], gap) == (2, {"gap": recorder.dropped})
+    assert ("profile" in profile, plan, decision["decision"]["due"]) == (True, {"plan": None}, [9.0])
+    reader = DecisionReader(log_files(tmp_path))
+    assert sum(1 for _ in reader) + reader.missing == 30 + 1 + 3 * 2 + 2
+    assert (reader.gaps, reader.cut_off) == (1, [first])
+
+
+def test_no_memory_to_write_costs_what_was_to_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "WRITE_EVERY_S", 0.001)
+    monkeypatch.setattr(decision_log, "TRY_AGAIN_S", 0.0)
+    with recording(tmp_path) as recorder:
+        with monkeypatch.context() as poor:
+            poor.setattr(decision_log, "accumulate", mock.Mock(side_effect=MemoryError))
+            recorder.note(8.0)
+            wait_until(lambda: recorder.dropped == 1)
+        with monkeypatch.context() as poor:
+            poor.setattr(decision_log, "_encode", mock.Mock(side_effect=MemoryError))
+            recorder.note(8.0)
+        recorder.note(9.0)
+    assert recorder.dropped == 2
+    assert kinds(tmp_path) == ["header", "gap", "profile", "plan", "decision"]
+    assert lines(tmp_path)[1] == {"gap": 2}
+
+
+def test_files_that_somebody_else_deletes_are_nothing_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "decisions-0.jsonl").symlink_to(tmp_path / "gone")  # listed, and then not there
+    with recording(tmp_path) as recorder:
+        recorder.note(8.0)
+    assert recorder.dropped == 0
+    assert not caplog.messages
 
 
 def test_a_full_disk_is_no_reason_to_stop_serving(

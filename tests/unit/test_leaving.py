@@ -1,10 +1,12 @@
-"""When a server that was told to leave does so, in virtual time: after its grace, its last callers and its requests."""
+"""When a server leaves, in virtual time: after its grace, its last callers and its requests, and not for a trifle."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import math
 import signal
+from unittest import mock
 
 import pytest
 import uvicorn
@@ -16,6 +18,11 @@ from tests.unit.virtual_time import Clock, run
 GRACE_S, TIMEOUT_S = 5.0, 30.0
 
 
+def make_server(lifecycle: Lifecycle, keeper: Doorkeeper) -> Server:
+    config = uvicorn.Config("none", log_config=None)
+    return Server(config, lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
+
+
 def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flight_until_s: float = 0.0) -> float:
     """Seconds from the signal to the end, with a request answered ten times a second and one that takes long."""
     left_after = 0.0
@@ -24,9 +31,7 @@ def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flig
         nonlocal left_after
         lifecycle = Lifecycle()
         lifecycle.started, lifecycle.in_flight = started, 1
-        keeper = Doorkeeper(10, 30.0, str)
-        config = uvicorn.Config("none", log_config=None)
-        server = Server(config, lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
+        server = make_server(lifecycle, Doorkeeper(10, 30.0, str))
         server.handle_exit(signal.SIGTERM, None)
         assert not lifecycle.ready
         signalled = clock.now
@@ -59,5 +64,45 @@ def test_who_is_being_served_is_waited_for_up_to_the_timeout() -> None:
     assert leaves_after(in_flight_until_s=math.inf) == pytest.approx(TIMEOUT_S - SHUTDOWN_S, abs=0.15)
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_is_not_answered_until_then_is_dismissed(failed: bool) -> None:
+    async def scenario(clock: Clock) -> None:
+        lifecycle = Lifecycle()
+        request = asyncio.create_task(asyncio.sleep(math.inf))
+        lifecycle.started, lifecycle.in_flight, lifecycle.unanswered = True, 1, {request}
+        server = make_server(lifecycle, Doorkeeper(10, 30.0, str))
+        if failed:
+            lifecycle.fail("it hung")
+        else:
+            server.handle_exit(signal.SIGTERM, None)
+        while not await server.on_tick(1):
+            assert not request.done()
+            await asyncio.sleep(0.1)
+        await asyncio.wait([request])
+        assert request.cancelled()
+
+    run(scenario)
+
+
 def test_a_server_that_is_still_starting_has_no_grace() -> None:
     assert leaves_after(started=False) == pytest.approx(QUIET_S, abs=0.15)
+
+
+def test_a_watchdog_that_finds_no_thread_and_a_look_that_finds_no_memory_end_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keeper = mock.Mock(Doorkeeper)
+    keeper.look.side_effect = MemoryError
+
+    async def scenario(clock: Clock) -> None:
+        server = make_server(Lifecycle(), keeper)
+        with mock.patch.object(faulthandler, "dump_traceback_later", side_effect=RuntimeError("no new thread")):
+            assert not await server.on_tick(0)
+            assert not await server.on_tick(10)
+
+    run(scenario)
+    assert keeper.look.call_count == 2, "whatever became of the watchdog"
+    assert caplog.messages == [
+        "the watchdog cannot be put off: no new thread",
+        "connections cannot be looked after: MemoryError",
+    ]

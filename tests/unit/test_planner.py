@@ -268,6 +268,19 @@ def test_a_plan_that_cannot_be_made_leaves_the_last_one_in_force(caplog: pytest.
     run(scenario)
 
 
+def test_without_memory_to_see_what_is_new_the_last_plan_stays_in_force(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(clock: Clock) -> None:
+        desk = Desk()
+        with mock.patch.object(Planner, "_gathered", side_effect=MemoryError):
+            keeping = asyncio.create_task(desk.planner.keep_fresh())
+            await asyncio.sleep(10)
+            assert not keeping.done()
+            keeping.cancel()
+        assert "going on with the last" in caplog.text
+
+    run(scenario)
+
+
 def test_another_process_makes_the_same_plan() -> None:
     inputs = PlanInputs((((1, 0.010), (2, 0.015)),), (0.7,), (0.05, 0.1), 4, 0.001)
     here = make_plan(inputs.seconds, inputs.accuracy, inputs.budgets_s, 4, 0.001)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from unittest import mock
 
 import pytest
 
@@ -99,6 +101,54 @@ def test_a_refusal_waits_for_the_rest_of_an_upload_but_not_forever(
     site(scenario)
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_has_no_answer_when_the_server_must_leave_is_told_so(site: Runner, failed: bool) -> None:
+    """Whoever still uploads, in every form, and whoever waits for the engine."""
+
+    async def scenario(site: Site) -> None:
+        site.engine.seconds = lambda width, images: 1.5
+        lifecycle = site.services.lifecycle
+        names = {"X-Latency-Budget-Ms": "60000"}
+        uploading = [
+            site.ask("POST", path, headers=names, receive=client((0.1, IMAGE[:30]), (math.inf, b"")))
+            for path in ("/v1/classify", "/v2/models/toy/infer")
+        ]
+        asked = [asyncio.create_task(each) for each in (*uploading, site.classify(headers=names))]
+        await asyncio.sleep(0.5)
+        assert len(lifecycle.unanswered) == lifecycle.in_flight == 3
+        lifecycle.draining, lifecycle.failed = not failed, "it hung" if failed else None
+        lifecycle.dismiss_all()
+        first, second, waiting = await asyncio.gather(*asked)
+        for reply in (first, waiting):
+            assert ("engine failed" if failed else "draining") in check_problem(reply, 503)
+        assert (second.status, list(second.json())) == (503, ["error"])
+        assert {reply.headers["x-content-type-options"] for reply in (first, second, waiting)} == {"nosniff"}
+        assert waiting.seconds == pytest.approx(0.5)
+        assert (len(lifecycle.unanswered), lifecycle.in_flight, len(site.services.queue)) == (0, 0, 0)
+        assert await site.metric('scala_requests_total{route="/v1/classify",status="503"}') == 2
+        assert await site.metric('scala_requests_total{route="/v1/classify",status="0"}') == 0
+        assert await site.metric('scala_budget_total{outcome="failed"}') == 3
+
+    site(scenario)
+
+
+def test_who_goes_on_uploading_behind_that_answer_is_cut_off_in_order(site: Runner) -> None:
+    """The HTTP server cancels what is left in its last second."""
+
+    async def scenario(site: Site) -> None:
+        asked = asyncio.create_task(site.classify(receive=client((0.1, IMAGE[:30]), (math.inf, b""))))
+        await asyncio.sleep(0.5)
+        site.services.lifecycle.draining = True
+        for _ in range(2):
+            asked.cancel()
+            await asyncio.sleep(0.5)
+        reply = await asked
+        check_problem(reply, 503)
+        assert reply.seconds == pytest.approx(1.0)
+
+    site(scenario)
+
+
 def test_a_connection_that_goes_on_waits_for_nothing(site: Runner) -> None:
     """The HTTP server reads and drops the rest."""
 
@@ -175,3 +225,23 @@ def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks_and_why_to_the_
             assert "no such device" in caplog.text
 
     run(scenario)
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError("no such file"), RuntimeError("nonsense")])
+def test_a_machine_that_cannot_be_read_ends_no_server(
+    site: Runner, trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(site: Site) -> None:
+        with mock.patch.object(QuietMachine, "sample", side_effect=trouble):
+            await asyncio.sleep(1)
+            assert (await site.classify()).status == 200
+        await asyncio.sleep(1)
+        assert site.services.lifecycle.failed is None
+
+    with caplog.at_level(logging.INFO):
+        site(scenario)
+    told = [message for message in caplog.messages if "the machine's load" in message]
+    assert [message.partition(":")[0] for message in told] == [
+        "the machine's load cannot be read",
+        "the machine's load can be read again",
+    ]

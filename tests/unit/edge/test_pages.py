@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+from starlette.types import Message, Scope
 
-from server.routes.pages import FOLDER, TYPES
-from tests.unit.edge.application import Reply, Runner, Site, check_problem
+from server.edge import Edge
+from server.routes.pages import ASSET_NAMES, ASSETS, FOLDER, TYPES
+from tests.unit.edge.application import Reply, Runner, Site, check_problem, client
 
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in TYPES)
 PAGE = FOLDER / "playground.html"
@@ -48,6 +54,60 @@ def test_the_documentation_may_run_its_own_script_and_be_in_nobodys_frame(site: 
         assert policy["script-src"] == f"'self' 'sha256-{digest}'"
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert policy["connect-src"] == "'self'"
+
+    site(scenario)
+
+
+def test_what_the_documentation_is_made_of_comes_from_memory(site: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a thread nor a file is needed: where there was no memory for a thread, the event loop waited for ever."""
+
+    async def scenario(site: Site) -> None:
+        with monkeypatch.context() as poor:
+            for needed in ("threading.Thread.start", "pathlib.Path.open", "os.stat"):
+                poor.setattr(needed, mock.Mock(side_effect=MemoryError))
+            replies = [await site.ask("GET", f"/docs/assets/{name}") for name in ASSET_NAMES]
+        for name, reply in zip(ASSET_NAMES, replies, strict=True):
+            content = (ASSETS / name).read_bytes()
+            assert (reply.status, reply.body, reply.headers["content-length"]) == (200, content, str(len(content)))
+            assert reply.headers["content-type"].partition(";")[0] == TYPES[Path(name).suffix]
+        for name in ("redoc.standalone.js", "..", "../__init__.py", "..%2f__init__.py", ""):
+            check_problem(await site.ask("GET", f"/docs/assets/{name}"), 404)
+
+    site(scenario)
+
+
+def routes_of(router: Any) -> Iterator[Any]:
+    for route in router.routes:
+        inner = getattr(route, "original_router", None)
+        yield from [route] if inner is None else routes_of(inner)
+
+
+def test_nothing_is_answered_in_a_thread_of_the_framework(site: Runner) -> None:
+    """It starts them when they are needed, and puts whatever is no coroutine into one."""
+
+    async def scenario(site: Site) -> None:
+        assert isinstance(site.app, Edge)
+        routes = list(routes_of(site.app._app))
+        assert {"/v1/classify", "/docs", "/openapi.json"} < {route.path for route in routes}
+        for route in routes:
+            assert inspect.iscoroutinefunction(route.endpoint), route.path
+
+    site(scenario)
+
+
+def test_a_slow_reader_holds_a_piece_of_a_file_and_not_all_of_it(site: Runner) -> None:
+    async def scenario(site: Site) -> None:
+        pieces = []
+
+        async def send(message: Message) -> None:
+            pieces.append(len(message.get("body", b"")))
+
+        path = f"/docs/assets/{ASSET_NAMES[0]}"
+        scope: Scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": []}
+        scope["query_string"] = b""
+        await site.app(scope, client((0.0, b"")), send)
+        assert sum(pieces) > 1_000_000
+        assert max(pieces) <= 65_536
 
     site(scenario)
 
