@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scala_model.checkpoint import default_checkpoint
+from tests.chaos.callers import expect_punctual, told_late
 from tests.chaos.conftest import Tally
 from tests.chaos.load import play
 from tests.service.service_process import Running, serving
@@ -37,6 +38,9 @@ WITHOUT = (
     "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(','))); from server.cli import main; main()"
 )
 LARGE_BYTES = 2**20  # a form's part that other servers would write to a temporary file
+ONE_CORE_BUDGET_MS = 200
+# Its event loop shares that core with the engine, as in ``test_overload``. Measured: 0.025, and 211 ms.
+ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.06, 400
 RATE = 500  # requests/s; one core to itself serves 450 to 600
 
 
@@ -147,7 +151,7 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
         server.wait_ready()
         assert server.http.get("/v1/settings").json()["num_threads"] == 1
         server.wait_until(lambda: "warmed" in (tmp_path / "log").read_text())
-        outcome = asyncio.run(play(server.port, photos, 200, [i / RATE for i in range(8 * RATE)]))
+        outcome = asyncio.run(play(server.port, photos, ONE_CORE_BUDGET_MS, [i / RATE for i in range(8 * RATE)]))
         ended = time.monotonic()
         server.wait_until(lambda: classified(server, photos[0], tally)[1] == 1.0)
         recovery_s = time.monotonic() - ended
@@ -156,8 +160,10 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
     assert outcome.unforeseen == 0, outcome.statuses
     assert set(outcome.statuses) <= {200, 429, 504}
     assert recovery_s < 5  # 2 on a core of its own
-    answered = f"{outcome.statuses[200] / outcome.sent:.0%} answered in time"
-    tally.fault(f"one core, {RATE} requests/s", f"{answered}, the others refused (429) or ended (504)", recovery_s)
+    lateness_ms = outcome.lateness_ms(ONE_CORE_BUDGET_MS)
+    expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
+    answered = f"{outcome.statuses[200] / outcome.sent:.0%} answered in time, the others refused (429) or ended (504)"
+    tally.fault(f"one core, {RATE} requests/s", f"{answered}; {told_late(lateness_ms)}", recovery_s)
 
 
 def test_the_checkpoint_is_never_written(tmp_path: Path) -> None:
