@@ -20,8 +20,15 @@ class Fault:
 
     name: str
     seen: str
-    recovery_s: float | None  # None where leaving is right, and the supervisor starts another
+    recovery_s: float | None  # None where it was well all along, or left
+    left_s: float | None  # where leaving is right, and the supervisor starts another
     test: str
+
+    @property
+    def after(self) -> str:
+        if self.left_s is not None:
+            return f"leaves after {self.left_s:.2f} s"
+        return "not interrupted" if self.recovery_s is None else f"{self.recovery_s:.2f} s"
 
 
 @dataclass
@@ -42,8 +49,8 @@ class Tally:
         self.num_requests += count
         self.num_lost += lost
 
-    def fault(self, name: str, seen: str, recovery_s: float | None) -> None:
-        self.faults.append(Fault(name, seen, recovery_s, self.test))
+    def fault(self, name: str, seen: str, recovery_s: float | None, left_s: float | None = None) -> None:
+        self.faults.append(Fault(name, seen, recovery_s, left_s, self.test))
 
     def rss_slope(self, mib_per_10k_requests: float) -> None:
         self.rss_slopes.append(mib_per_10k_requests)
@@ -62,9 +69,7 @@ class Tally:
 
     def as_markdown(self) -> str:
         lines = ["| fault | what the caller saw | well again after | test |", "|---|---|---|---|"]
-        for fault in self.faults:
-            after = "leaves" if fault.recovery_s is None else f"{fault.recovery_s:.1f} s"
-            lines.append(f"| {fault.name} | {fault.seen} | {after} | `{fault.test}` |")
+        lines += [f"| {fault.name} | {fault.seen} | {fault.after} | `{fault.test}` |" for fault in self.faults]
         return "\n".join(lines) + "\n"
 
 

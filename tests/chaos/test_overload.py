@@ -26,8 +26,8 @@ REFUSED_S = 0.05  # 99 in 100 refusals, at the server; measured 0.005 alone, 0.0
 RECOVERED_S = 2.0  # measured 0.8
 # The clock of a budget begins when the event loop reads a request. It shares its core with the engine and falls behind
 # by tenths of a second at times, by up to a second at first, until enough are refused, and what arrives waits in its
-# socket: late answers say that the server had them for less than their budget, and the callers' own loop was never 20 ms
-# late. So many may be later than ``LATE_MS`` beyond their budget, as callers see it, and by so much.
+# socket: late answers say that the server had them for no longer than their budget, and the callers' own loop was never
+# 20 ms late. So many may be later than ``LATE_MS`` beyond their budget, as callers see it, and by so much.
 SETTLED_S = 4.0
 LATE_AT_FIRST, WORST_AT_FIRST_MS = 0.25, 1500  # measured 0.05 to 0.1, and 500
 LATE_SHARE, WORST_MS = 0.03, 300  # after that; measured 0.003 alone, 0.026 beside others, and 150
