@@ -41,6 +41,7 @@ LARGE_BYTES = 2**20  # a form's part that other servers would write to a tempora
 ONE_CORE_BUDGET_MS = 200
 ONE_CORE_WELL_S = 5  # 2 on a core of its own
 # Its event loop shares that core with the engine, as in ``test_overload``. Measured: 0.025, and 211 ms.
+ONE_CORE_MET = 0.3  # of all, answered in time; measured 0.83 to 0.99
 ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.06, 400
 RATE = 500  # requests/s; one core to itself serves 450 to 600
 
@@ -155,7 +156,8 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
     assert set(outcome.statuses) <= {200, 429, 504}
     lateness_ms = outcome.lateness_ms(ONE_CORE_BUDGET_MS)
     expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
-    answered = f"{outcome.statuses[200] / outcome.sent:.0%} answered in time, the others refused (429) or ended (504)"
+    assert outcome.met > ONE_CORE_MET * outcome.sent
+    answered = f"{outcome.met / outcome.sent:.0%} answered in time, the others late, refused (429) or ended (504)"
     tally.fault(f"one core, {RATE} requests/s", f"{answered}; {told_late(lateness_ms)}", recovery_s)
 
 

@@ -312,7 +312,9 @@ def test_without_memory_for_more_it_serves_what_it_can_and_refuses_the_rest(
         time.sleep(0.3)
     tell(tally, "no memory for more (RLIMIT_AS)", seen, recovery_s)
     assert server.http.post("/v1/classify", content=large).status_code == 200, "the image is fine"
-    assert {reply.status_code for reply in refused} <= {200, 503}, [reply.text for reply in refused]
+    statuses = [reply.status_code for reply in refused]
+    assert set(statuses) <= {200, 503}, [reply.text for reply in refused]
+    assert 503 in statuses, "or there was memory"
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429, 503}, seen
 
