@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -91,7 +92,9 @@ def test_the_password_of_the_tls_key_is_told_to_nobody(source: str, tmp_path: Pa
     ca, trusting = write_certificate(tmp_path), ssl.create_default_context()
     ca.configure_trust(trusting)
     (tmp_path / "scala.toml").write_text(f'tls_key_password = "{PASSWORD}"\n')
-    given = {"CONFIG": str(tmp_path / "scala.toml")} if source == "file" else {"TLS_KEY_PASSWORD": PASSWORD}
+    given: dict[str, Any] = (
+        {"CONFIG": str(tmp_path / "scala.toml")} if source == "file" else {"TLS_KEY_PASSWORD": PASSWORD}
+    )
     with (
         serving(
             tmp_path / "log",
