@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.seed import SEED
 from tests.service.service_process import draw_photos
 
 
@@ -37,10 +38,14 @@ class Tally:
 
     test: str = ""
     num_inputs: int = 0
+    num_connections: int = 0  # of attackers, those included that say nothing and are no inputs
     num_requests: int = 0
     num_lost: int = 0
     faults: list[Fault] = field(default_factory=list)
     rss_slopes: list[float] = field(default_factory=list)  # MiB per 10,000 requests, after the first 10,000
+
+    def connections(self, count: int) -> None:
+        self.num_connections += count
 
     def inputs(self, count: int) -> None:
         self.num_inputs += count
@@ -58,7 +63,9 @@ class Tally:
     def as_json(self) -> str:
         recoveries = [fault.recovery_s for fault in self.faults if fault.recovery_s is not None]
         figures = {
+            "seed": SEED,
             "inputs": self.num_inputs,
+            "connections": self.num_connections,
             "faults": len(self.faults),
             "requests": self.num_requests,
             "requests_lost": self.num_lost,

@@ -25,15 +25,16 @@ from server.bench.client import Client, Reply
 from tests.chaos.callers import expect_punctual, told_late
 from tests.chaos.conftest import Tally
 from tests.chaos.hostile_images import MIB, WRONGS, bombs, hostile_image
+from tests.chaos.seed import SEED
 from tests.chaos.well import check_log, healthy_after
 from tests.service.service_process import ROOT, Running, serving
 
 HAS_ATHERIS = sys.platform == "linux" and find_spec("atheris") is not None
-# Together with what goes over HTTP, and with tests/chaos/test_hostile_connections.py, more than 100,000 inputs.
-GUIDED_RUNS, GUIDED_S = 15_000, 60  # whichever comes first: following coverage takes ten times as long
-NUM_CHOSEN, NUM_RANDOM = 8_000, 50_000
-NUM_OVER_HTTP = 6_000
+NUM_INPUTS = 100_000  # without those that follow coverage, and those of tests/chaos/test_hostile_connections.py
+NUM_CHOSEN, NUM_OVER_HTTP = 8_000, 6_000
 NUM_SOAKED, SOAKED_FROM, SAMPLED_EVERY = 30_000, 10_000, 500
+NUM_RANDOM = NUM_INPUTS - NUM_CHOSEN - NUM_OVER_HTTP - NUM_SOAKED
+GUIDED_RUNS, GUIDED_S = 15_000, 60  # whichever comes first: following coverage takes ten times as long
 NUM_CALLERS = 8
 # 500 would be a bug, 503 a server that leaves; 429 and 504 are what a machine with others on it may come to.
 EXPECTED = frozenset({200, 400, 413, 415, 422, 429, 504})
@@ -285,13 +286,13 @@ class Campaign:
 
 
 def test_hostile_requests_over_http(server: Running, photos: list[bytes], tally: Tally) -> None:
-    for seed in range(3):
-        campaign = Campaign(server, bomb_share=0.01, seed=seed)
+    for part in range(3):
+        campaign = Campaign(server, bomb_share=0.01, seed=10 * SEED + part)
         asyncio.run(campaign.run(NUM_OVER_HTTP // 3))
         recovery_s = healthy_after(server, photos[0])
-        tally.inputs(NUM_OVER_HTTP // 3)
+        tally.inputs(campaign.statuses.total() + campaign.num_lost)
         tally.requests(NUM_OVER_HTTP // 3, campaign.num_lost)
-        tally.fault(f"hostile bodies on every route, part {seed + 1} of 3", campaign.told(), recovery_s)
+        tally.fault(f"hostile bodies on every route, part {part + 1} of 3", campaign.told(), recovery_s)
         assert campaign.num_lost == 0
         assert campaign.statuses.keys() >= {200, 400, 413, 415, 422}
         expect_punctual(campaign.lateness_ms, worst_ms=WORST_MS)
@@ -304,10 +305,11 @@ def test_hostile_requests_leave_no_memory_behind(server: Running, photos: list[b
         if done >= SOAKED_FROM and done % SAMPLED_EVERY == 0:
             samples.append((done, process.memory_info().rss / MIB))
 
-    campaign = Campaign(server, bomb_share=0.0005, seed=7, each=sample)
+    campaign = Campaign(server, bomb_share=0.0005, seed=10 * SEED + 3, each=sample)
     asyncio.run(campaign.run(NUM_SOAKED))
     recovery_s = healthy_after(server, photos[0])
     slope, _ = np.polyfit([done / 10_000 for done, _ in samples], [mib for _, mib in samples], 1)
+    assert campaign.statuses.total() + campaign.num_lost == NUM_SOAKED
     tally.inputs(NUM_SOAKED)
     tally.requests(NUM_SOAKED, campaign.num_lost)
     tally.rss_slope(float(slope))
