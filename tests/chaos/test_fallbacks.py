@@ -15,7 +15,7 @@ import pytest
 from scala_model.checkpoint import default_checkpoint
 from tests.chaos.callers import expect_punctual, left_after, told_late, well_after
 from tests.chaos.conftest import Tally
-from tests.chaos.load import play
+from tests.chaos.load import play, poisson, saturate
 from tests.service.service_process import Running, serving
 
 # Nothing of the file system can be written, in a name space of its own; what the kernel makes up is left as it is.
@@ -40,10 +40,10 @@ WITHOUT = (
 LARGE_BYTES = 2**20  # a form's part that other servers would write to a temporary file
 ONE_CORE_BUDGET_MS = 200
 ONE_CORE_WELL_S = 5  # 2 on a core of its own
-# Its event loop shares that core with the engine, as in ``test_overload``. Measured: 0.025, and 211 ms.
-ONE_CORE_MET = 0.3  # of all, answered in time; measured 0.83 to 0.99
-ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.06, 400
-RATE = 500  # requests/s; one core to itself serves 450 to 600
+# Its event loop shares that core with the engine, as in ``test_overload``, and with whatever else runs. Measured up to
+# 0.025 and 211 ms, and 0.042 and 785 ms beside three other processes that wanted the two cores all the time.
+ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.1, 1500
+ONE_CORE_TIMES, ONE_CORE_S = 1.3, 8  # what it serves at full width
 
 
 def possible(within: tuple[str, ...]) -> bool:
@@ -149,7 +149,9 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
         server.wait_ready()
         assert server.http.get("/v1/settings").json()["num_threads"] == 1
         server.wait_until(lambda: "warmed" in (tmp_path / "log").read_text())
-        outcome = asyncio.run(play(server.port, photos, ONE_CORE_BUDGET_MS, [i / RATE for i in range(8 * RATE)]))
+        capacity, _ = asyncio.run(saturate(server.port, photos, 1, 2))
+        arrivals = poisson(ONE_CORE_TIMES * capacity, ONE_CORE_S, seed=0)
+        outcome = asyncio.run(play(server.port, photos, ONE_CORE_BUDGET_MS, arrivals))
         recovery_s = well_after(server, photos[0], ONE_CORE_WELL_S)
     tally.requests(outcome.sent, lost=outcome.unforeseen)
     assert outcome.unforeseen == 0, outcome.statuses
@@ -158,7 +160,11 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
     expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
     assert outcome.met > ONE_CORE_MET * outcome.sent
     answered = f"{outcome.met / outcome.sent:.0%} answered in time, the others late, refused (429) or ended (504)"
-    tally.fault(f"one core, {RATE} requests/s", f"{answered}; {told_late(lateness_ms)}", recovery_s)
+    tally.fault(
+        f"one core, {ONE_CORE_TIMES:g} times what it serves at full width",
+        f"{answered}; {told_late(lateness_ms)}",
+        recovery_s,
+    )
 
 
 def test_the_checkpoint_is_never_written(tmp_path: Path) -> None:
