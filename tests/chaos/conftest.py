@@ -14,6 +14,8 @@ import pytest
 from tests.chaos.seed import SEED
 from tests.service.service_process import draw_photos
 
+OUTCOMES = ("passed", "failed", "error", "skipped")
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -24,6 +26,7 @@ class Fault:
     recovery_s: float | None  # None where it was well all along, or left
     left_s: float | None  # where leaving is right, and the supervisor starts another
     test: str
+    injected: bool = True  # or all was well, and stayed so
 
     @property
     def after(self) -> str:
@@ -37,6 +40,8 @@ class Tally:
     """Counts over the whole run. A request is lost when it had no answer, or one that nobody could foresee."""
 
     test: str = ""
+    finished: bool = False  # and not cut off
+    tests: dict[str, int] = field(default_factory=dict)  # by what became of them
     num_inputs: int = 0
     num_connections: int = 0  # of attackers, those included that say nothing and are no inputs
     num_requests: int = 0
@@ -57,16 +62,21 @@ class Tally:
     def fault(self, name: str, seen: str, recovery_s: float | None, left_s: float | None = None) -> None:
         self.faults.append(Fault(name, seen, recovery_s, left_s, self.test))
 
+    def no_fault(self, load: str, seen: str) -> None:
+        self.faults.append(Fault(f"none: {load}", seen, None, None, self.test, injected=False))
+
     def rss_slope(self, mib_per_10k_requests: float) -> None:
         self.rss_slopes.append(mib_per_10k_requests)
 
     def as_json(self) -> str:
         recoveries = [fault.recovery_s for fault in self.faults if fault.recovery_s is not None]
         figures = {
+            "finished": self.finished,
+            **{kind: self.tests.get(kind, 0) for kind in OUTCOMES},
             "seed": SEED,
             "inputs": self.num_inputs,
             "connections": self.num_connections,
-            "faults": len(self.faults),
+            "faults": sum(fault.injected for fault in self.faults),
             "requests": self.num_requests,
             "requests_lost": self.num_lost,
             "worst_recovery_s": round(max(recoveries), 2) if recoveries else None,
@@ -89,6 +99,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    tally = config.stash[TALLY]
+    tally.finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    tally.tests = {kind: len(terminalreporter.stats.get(kind, ())) for kind in OUTCOMES}
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
