@@ -15,12 +15,14 @@ from server.bench.client import Client, Reply
 from tests.chaos.conftest import Tally
 from tests.service.service_process import Running
 
-# How much later than its budget an answer may come under a fault; and what more is left to the scheduler, which two
-# cores share with other work, and to the callers' own event loop.
-LATE_MS, NOISE_MS = 50, 100
+# How much later than its budget an answer may come, as promised: under a fault, and without one.
+LATE_MS, QUIET_MS = 50, 10
+# Two cores are shared with the callers' own event loop and with other work: so many answers may be later than that, and
+# none by more than this. Measured where nothing stood still: at most 3 ms later than its budget.
+LATE_SHARE, WORST_MS = 0.01, 150
 GIVE_UP_S = 30.0
 PAUSE_S = 0.005  # between two requests of a caller: what is measured is the fault, not a load
-WELL_S = 60.0
+WELL_S = 3.0  # after a fault that leaves nothing to mend; measured 0.01 to 0.1, and 0.5 with other work on both cores
 
 
 @dataclass
@@ -38,9 +40,13 @@ class Seen:
         return Counter(reply.status for reply in self.replies)
 
     @property
+    def lateness_ms(self) -> list[float]:
+        """By how much each answer came after its budget; negative if it came before."""
+        return [1000 * reply.latency_s - self.budget_ms for reply in self.replies]
+
+    @property
     def late_ms(self) -> float:
-        """By how much the latest answer came after its budget; negative if all came before."""
-        return 1000 * max(reply.latency_s for reply in self.replies) - self.budget_ms
+        return max(self.lateness_ms)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{status} x {count}" for status, count in sorted(self.statuses.items()))
@@ -98,18 +104,25 @@ async def _call(
     client.close()
 
 
-def well_after(server: Running, photo: bytes) -> float:
-    """Seconds from now until the server is ready, and gives an image the widest network again."""
+def well_after(server: Running, photo: bytes, within_s: float = WELL_S) -> float:
+    """Seconds from now until the server is ready, and gives an image the widest network again, which it has to."""
     started = time.monotonic()
     widest = max(entry["width"] for entry in server.http.get("/v1/model").json()["widths"])
     while True:
         assert server.process.poll() is None, "the server ended"
-        assert time.monotonic() - started < WELL_S, "the server is not well again"
+        assert time.monotonic() - started < within_s, f"the server is not well again after {within_s:g} s"
         ready = server.http.get("/readyz").status_code == 200
         reply = server.http.post("/v1/classify", content=photo, headers={"X-Latency-Budget-Ms": "1000"})
         if ready and reply.status_code == 200 and reply.json()["width"] == widest:
             return time.monotonic() - started
-        time.sleep(0.02)
+        time.sleep(0.005)
+
+
+def left_after(server: Running, code: int, within_s: float) -> float:
+    """Seconds from now until the process left with this code, which it has to."""
+    started = time.monotonic()
+    assert server.process.wait(timeout=within_s) == code
+    return time.monotonic() - started
 
 
 def warmed(server: Running) -> Running:
@@ -118,12 +131,29 @@ def warmed(server: Running) -> Running:
     return server
 
 
-def tell(tally: Tally, name: str, seen: Seen, recovery_s: float | None) -> None:
-    tally.fault(name, str(seen), recovery_s)
+def tell(tally: Tally, name: str, seen: Seen, recovery_s: float | None, left_s: float | None = None) -> None:
+    tally.fault(name, str(seen), recovery_s, left_s)
     tally.requests(len(seen.replies) + len(seen.lost), len(seen.lost))
 
 
-def expect_in_time(seen: Seen, fault_ms: float = LATE_MS) -> None:
-    """``fault_ms``: how much later than its budget the fault lets an answer come."""
+def expect_in_time(seen: Seen, fault_ms: float = 0.0) -> None:
+    """``fault_ms``: for how long the fault itself keeps everything from being answered."""
     assert not seen.lost, seen.lost[:3]
-    assert seen.late_ms < fault_ms + NOISE_MS
+    expect_punctual([late_ms - fault_ms for late_ms in seen.lateness_ms])
+
+
+def expect_punctual(
+    lateness_ms: Sequence[float], within_ms: float = LATE_MS, share: float = LATE_SHARE, worst_ms: float = WORST_MS
+) -> None:
+    """All answers but such a share came so soon after their budgets, and none later than the worst."""
+    assert late_share(lateness_ms, within_ms) <= share, told_late(lateness_ms, within_ms)
+    assert max(lateness_ms) < worst_ms, told_late(lateness_ms, within_ms)
+
+
+def late_share(lateness_ms: Sequence[float], within_ms: float = LATE_MS) -> float:
+    return sum(late_ms > within_ms for late_ms in lateness_ms) / len(lateness_ms)
+
+
+def told_late(lateness_ms: Sequence[float], within_ms: float = LATE_MS) -> str:
+    share = late_share(lateness_ms, within_ms)
+    return f"{share:.2%} later than their budget + {within_ms:g} ms, the latest {max(lateness_ms):+.0f} ms from it"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class Outcome:
     @property
     def unforeseen(self) -> int:
         return self.lost + sum(count for status, count in self.statuses.items() if status not in FORESEEN)
+
+    def lateness_ms(self, budget_ms: float, begin_s: float = 0.0, end_s: float = inf) -> list[float]:
+        """By how much each answer to what was sent in between came after its budget; negative if it came before."""
+        return [1000 * took_s - budget_ms for sent_s, took_s in self.latencies_s if begin_s <= sent_s < end_s]
 
     def add(self, reply: Reply) -> None:
         self.statuses[reply.status] += 1

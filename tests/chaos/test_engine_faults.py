@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.callers import LATE_MS, calling, expect_in_time, tell, warmed, well_after
+from tests.chaos.callers import calling, expect_in_time, left_after, tell, warmed, well_after
 from tests.chaos.conftest import Tally
 from tests.chaos.faulty_server import BLOCKED_S, STANDSTILL_S
 from tests.service.service_process import Running, serving
@@ -22,6 +22,9 @@ from tests.service.service_process import Running, serving
 pytestmark = pytest.mark.service
 EX_SOFTWARE, EX_STANDSTILL = 70, 1
 BUDGET_MS = 500.0
+WIDE_AGAIN_S = 15.0  # memory is tried for again once a second, width by width: measured 5
+CAUGHT_UP_S = 5.0  # measured 1.2 to 1.8
+LEAVES_S = 10.0  # of which two are the watchdog's patience, for a batch that hangs: measured 0.9 to 3.1
 FULL_WIDTH = {"X-Width": "1"}  # at one width an image has one class
 
 
@@ -63,13 +66,6 @@ def classes(faulty: Faulty, photos: list[bytes]) -> set[int]:
     return {reply.json()["predictions"][0]["class_id"] for reply in replies}
 
 
-def expect_end(faulty: Faulty, code: int, within_s: float) -> float:
-    """Seconds until the process left with this code."""
-    started = time.monotonic()
-    assert faulty.server.process.wait(timeout=within_s) == code
-    return time.monotonic() - started
-
-
 @pytest.mark.parametrize("name", ["raises", "nan", "unnormalised", "negative", "narrow", "short"])
 def test_a_batch_that_fails_is_the_only_one_and_nothing_is_made_up(
     faulty: Faulty, photos: list[bytes], tally: Tally, name: str
@@ -98,9 +94,9 @@ def test_an_engine_that_does_not_come_back_ends_the_process_and_everyone_hears_s
     with faulty_server(tmp_path) as faulty, calling(faulty.server, photos, BUDGET_MS) as seen:
         time.sleep(0.3)
         faulty.has(name)
-        expect_end(faulty, EX_SOFTWARE, within_s=20)
+        left_s = left_after(faulty.server, EX_SOFTWARE, LEAVES_S)
         log = (tmp_path / "log").read_text()
-    tell(tally, f"engine, for good: {name}", seen, None)
+    tell(tally, f"engine, for good: {name}", seen, None, left_s)
     expect_in_time(seen)
     assert seen.statuses[503] > 0
     assert set(seen.statuses) <= {200, 429, 500, 503, 504}, seen
@@ -120,7 +116,7 @@ def test_a_device_with_little_memory_serves_narrower_and_in_smaller_batches_unti
         time.sleep(1)
         num_scarce = len(seen.replies)
         faulty.has("")
-        recovery_s = well_after(faulty.server, photos[0])
+        recovery_s = well_after(faulty.server, photos[0], WIDE_AGAIN_S)
         time.sleep(0.3)
     tell(tally, "engine: memory for one image at half width only", seen, recovery_s)
     expect_in_time(seen)
@@ -139,10 +135,10 @@ def test_an_interpreter_that_stands_still_for_a_while_answers_late_and_goes_on(
         time.sleep(0.3)
         faulty.has("stalls once")
         time.sleep(BLOCKED_S)
-        recovery_s = well_after(faulty.server, photos[0])
+        recovery_s = well_after(faulty.server, photos[0], CAUGHT_UP_S)
         time.sleep(0.3)
     tell(tally, f"engine keeps the interpreter's lock for {BLOCKED_S:g} s", seen, recovery_s)
-    expect_in_time(seen, 1000 * BLOCKED_S + LATE_MS)
+    expect_in_time(seen, 1000 * BLOCKED_S)
     assert seen.late_ms > 0, "it did stand still"
     assert set(seen.statuses) <= {200, 429, 504}, seen
 
@@ -154,10 +150,12 @@ def test_an_interpreter_that_stands_still_for_good_ends_and_says_where(
     with faulty_server(tmp_path) as faulty, calling(faulty.server, photos, BUDGET_MS) as seen:
         time.sleep(0.3)
         faulty.has("locks")
-        took_s = expect_end(faulty, EX_STANDSTILL, within_s=STANDSTILL_S + 5)
+        left_s = left_after(faulty.server, EX_STANDSTILL, within_s=STANDSTILL_S + 2)
         log = (tmp_path / "log").read_text()
-    tell(tally, f"engine keeps the interpreter's lock for good (the limit set to {STANDSTILL_S:g} s)", seen, None)
-    assert took_s > STANDSTILL_S - 1.5
+    tell(
+        tally, f"engine keeps the interpreter's lock for good (the limit set to {STANDSTILL_S:g} s)", seen, None, left_s
+    )
+    assert left_s > STANDSTILL_S - 1.5
     assert len(seen.lost) <= 2 * 4, "those who were asking, and asked again before the door was closed"
     assert "Timeout (0:00:03)!" in log
     assert "faulty_server.py" in log, "it says where each thread was"

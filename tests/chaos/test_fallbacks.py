@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from scala_model.checkpoint import default_checkpoint
+from tests.chaos.callers import expect_punctual, left_after, told_late, well_after
 from tests.chaos.conftest import Tally
-from tests.chaos.load import play
+from tests.chaos.load import play, poisson, saturate
 from tests.service.service_process import Running, serving
 
 # Nothing of the file system can be written, in a name space of its own; what the kernel makes up is left as it is.
@@ -37,7 +38,13 @@ WITHOUT = (
     "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(','))); from server.cli import main; main()"
 )
 LARGE_BYTES = 2**20  # a form's part that other servers would write to a temporary file
-RATE = 500  # requests/s; one core to itself serves 450 to 600
+ONE_CORE_BUDGET_MS = 200
+ONE_CORE_WELL_S = 5  # 2 on a core of its own
+# Its event loop shares that core with the engine, as in ``test_overload``, and with whatever else runs. Measured up to
+# 0.025 and 211 ms, and 0.042 and 785 ms beside three other processes that wanted the two cores all the time.
+ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.1, 1500
+ONE_CORE_MET = 0.3  # of all, answered in time
+ONE_CORE_TIMES, ONE_CORE_S = 1.3, 8  # what it serves at full width
 
 
 def possible(within: tuple[str, ...]) -> bool:
@@ -45,10 +52,6 @@ def possible(within: tuple[str, ...]) -> bool:
     return (
         shutil.which(within[0]) is not None and subprocess.run([*within, "true"], capture_output=True).returncode == 0
     )
-
-
-def ends_with(server: Running, code: int) -> None:
-    assert server.process.wait(timeout=60) == code
 
 
 def classified(server: Running, photo: bytes, tally: Tally, **headers: str) -> tuple[str, float]:
@@ -78,7 +81,7 @@ def test_nothing_can_be_written(name: str, photos: list[bytes], tally: Tally, tm
         server.wait_until(lambda: "warmed" in log.read_text())
         server.wait_until(lambda: "measured latencies are not kept" in log.read_text())
         server.process.terminate()
-        ends_with(server, 0)
+        left_after(server, 0, 20)
     told = log.read_text()
     assert told.count("measured latencies are not kept") == 1
     assert told.count("decisions are not recorded any more") == 1
@@ -128,12 +131,12 @@ def test_what_cannot_be_done_without_ends_in_one_sentence(
         pytest.skip("there is a GPU")
     log = tmp_path / "log"
     with serving(log, command=("-c", WITHOUT, missing, "serve", *flags)) as server:
-        ends_with(server, 2)
+        left_s = left_after(server, 2, 20)
     told = log.read_text()
     assert sentence in told
     assert "Traceback" not in told
     last = told.strip().splitlines()[-1]
-    tally.fault(name, f"nothing is listening; exit code 2: {sentence}", None)
+    tally.fault(name, f"nothing is listening; exit code 2: {sentence}", None, left_s)
     assert len(last) < 300, "one sentence"
 
 
@@ -147,17 +150,22 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
         server.wait_ready()
         assert server.http.get("/v1/settings").json()["num_threads"] == 1
         server.wait_until(lambda: "warmed" in (tmp_path / "log").read_text())
-        outcome = asyncio.run(play(server.port, photos, 200, [i / RATE for i in range(8 * RATE)]))
-        ended = time.monotonic()
-        server.wait_until(lambda: classified(server, photos[0], tally)[1] == 1.0)
-        recovery_s = time.monotonic() - ended
-        assert server.http.get("/readyz").status_code == 200
+        capacity, _ = asyncio.run(saturate(server.port, photos, 1, 2))
+        arrivals = poisson(ONE_CORE_TIMES * capacity, ONE_CORE_S, seed=0)
+        outcome = asyncio.run(play(server.port, photos, ONE_CORE_BUDGET_MS, arrivals))
+        recovery_s = well_after(server, photos[0], ONE_CORE_WELL_S)
     tally.requests(outcome.sent, lost=outcome.unforeseen)
     assert outcome.unforeseen == 0, outcome.statuses
     assert set(outcome.statuses) <= {200, 429, 504}
-    assert recovery_s < 5  # 2 on a core of its own
-    answered = f"{outcome.statuses[200] / outcome.sent:.0%} answered in time"
-    tally.fault(f"one core, {RATE} requests/s", f"{answered}, the others refused (429) or ended (504)", recovery_s)
+    lateness_ms = outcome.lateness_ms(ONE_CORE_BUDGET_MS)
+    expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
+    assert outcome.met > ONE_CORE_MET * outcome.sent
+    answered = f"{outcome.met / outcome.sent:.0%} answered in time, the others late, refused (429) or ended (504)"
+    tally.fault(
+        f"one core, {ONE_CORE_TIMES:g} times what it serves at full width",
+        f"{answered}; {told_late(lateness_ms)}",
+        recovery_s,
+    )
 
 
 def test_the_checkpoint_is_never_written(tmp_path: Path) -> None:

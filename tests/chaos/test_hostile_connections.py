@@ -133,20 +133,21 @@ class Attack:
 
 
 Scenario = Callable[[Attack], Awaitable[None]]
-Attacked = Callable[[str, Scenario], Attack]
+Attacked = Callable[..., Attack]  # of a name and a scenario, and whether the attackers say anything
 
 
 @pytest.fixture
 def attacked(server: Running, photos: list[bytes], tally: Tally) -> Attacked:
     """Runs an attack beside a well-behaved client, which must be served; notes both, and how soon all is well after."""
 
-    def run(name: str, scenario: Scenario) -> Attack:
+    def run(name: str, scenario: Scenario, says_anything: bool = True) -> Attack:
         attack = Attack(server, Bystander(server.port, photos))
         asyncio.run(_beside(attack.bystander, scenario(attack)))
         recovery_s = healthy_after(server, photos[0])
         bystander = attack.bystander
         num_attempts = attack.answers.total()
-        tally.inputs(num_attempts)
+        tally.inputs(num_attempts if says_anything else 0)
+        tally.connections(num_attempts)
         tally.requests(bystander.statuses.total() + bystander.lost, bystander.lost)
         tally.fault(name, f"attackers: {attack.told()}; {bystander.summary()}", recovery_s)
         assert bystander.lost == 0, bystander
@@ -208,8 +209,9 @@ def test_an_open_connection_is_cheap(server: Running, tally: Tally) -> None:
             return float(process.memory_info().rss - before) / count
 
     each_bytes = asyncio.run(held_bytes())
+    tally.connections(count)
     tally.requests(count, count - attack.answers[200])
-    tally.fault(f"{count} idle connections", f"{each_bytes / 1000:.0f} KB of memory each", 0.0)
+    tally.fault(f"{count} idle connections", f"{each_bytes / 1000:.0f} KB of memory each", None)
     assert attack.answers[200] == count
     assert each_bytes < 30_000
 
@@ -439,7 +441,7 @@ def test_ten_thousand_connections(attacked: Attacked) -> None:
             await asyncio.sleep(1)
 
     why = "" if count == NUM_CONNECTIONS else ", as many as this machine lets a process open"
-    attack = attacked(f"{count:,} connections that say nothing{why}", scenario)
+    attack = attacked(f"{count:,} connections that say nothing{why}", scenario, says_anything=False)
     assert attack.answers.total() == count
 
 

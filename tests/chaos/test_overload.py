@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.heavier import EXTRA_DEPTH, MLP_FACTOR, heavier
 from scala_model.checkpoint import default_checkpoint
+from tests.chaos.callers import LATE_MS, expect_punctual, told_late
 from tests.chaos.conftest import Tally
 from tests.chaos.load import Outcome, play, poisson, saturate, serving_apart
 from tests.service.service_process import Running
@@ -23,10 +24,13 @@ CALM_S, EVERY_S = 5.0, 0.05  # after it, one request at a time
 # All below hold with room on a core of the server's own. Neighbours take it for tenths of a second, now and then.
 REFUSED_S = 0.05  # 99 in 100 refusals, at the server; measured 0.005 alone, 0.02 beside others
 RECOVERED_S = 2.0  # measured 0.8
-# The clock of a budget begins when the event loop reads a request, and while it has only half a core it is behind by up
-# to a second at first, until enough are refused. So many may be later than that beyond their budget, as callers see it.
-LATE_S, SETTLED_S = 0.05, 4.0
-LATE_SHARE, LATE_AT_FIRST = 0.03, 0.25  # of those sent after it has settled, measured 0.003; and before, 0.1
+# The clock of a budget begins when the event loop reads a request. It shares its core with the engine and falls behind
+# by tenths of a second at times, by up to a second at first, until enough are refused, and what arrives waits in its
+# socket: late answers say that the server had them for no longer than their budget, and the callers' own loop was never
+# 20 ms late. So many may be later than ``LATE_MS`` beyond their budget, as callers see it, and by so much.
+SETTLED_S = 4.0
+LATE_AT_FIRST, WORST_AT_FIRST_MS = 0.25, 1500  # measured 0.05 to 0.1, and 500
+LATE_SHARE, WORST_MS = 0.03, 300  # after that; measured 0.003 alone, 0.026 beside others, and 150
 
 
 def test_ten_times_too_much_is_refused_at_once_and_then_forgotten(
@@ -41,24 +45,18 @@ def test_ten_times_too_much_is_refused_at_once_and_then_forgotten(
         recovery_s = narrow_for(server, photos[0])
         refused_s = p99(before, refusals(server))
     tally.requests(outcome.sent, lost=outcome.unforeseen)
-    seen = told(outcome, refused_s)
+    at_first, then = (outcome.lateness_ms(BUDGET_MS, *span) for span in ((0, SETTLED_S), (SETTLED_S, SECONDS)))
+    seen = f"{told(outcome, refused_s)}; {told_late(at_first)} in the first {SETTLED_S:g} s, then {told_late(then)}"
     print(f"{capacity:.0f}/s at full width; {seen}; wide again after {recovery_s:.2f} s; {outcome.statuses}")
-    print(f"late: {late_share(outcome, 0, SETTLED_S):.4f} at first, then {late_share(outcome, SETTLED_S, SECONDS):.4f}")
     tally.fault(f"{TIMES} times what the widest width serves, for {SECONDS:g} s", seen, recovery_s)
     assert outcome.unforeseen == 0
     assert outcome.unsent <= 0.01 * outcome.sent, "or it was not ten times as much"
     assert set(outcome.statuses) <= {200, 429, 504}
     assert outcome.met > SECONDS * capacity / 2, "it goes on answering, narrower"
     assert refused_s <= REFUSED_S
-    assert late_share(outcome, 0, SETTLED_S) <= LATE_AT_FIRST
-    assert late_share(outcome, SETTLED_S, SECONDS) <= LATE_SHARE
+    expect_punctual(at_first, LATE_MS, LATE_AT_FIRST, WORST_AT_FIRST_MS)
+    expect_punctual(then, LATE_MS, LATE_SHARE, WORST_MS)
     assert recovery_s < RECOVERED_S
-
-
-def late_share(outcome: Outcome, begin_s: float, end_s: float) -> float:
-    """Of the answers to what was sent in between."""
-    took = [seconds for sent_s, seconds in outcome.latencies_s if begin_s <= sent_s < end_s]
-    return sum(seconds > BUDGET_MS / 1000 + LATE_S for seconds in took) / len(took)
 
 
 def narrow_for(server: Running, photo: bytes) -> float:

@@ -12,7 +12,6 @@ import pickle
 import re
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import Tally
+from tests.chaos.well import healthy_after
 from tests.service.service_process import ROOT, Running, serving
 from tests.unit.toy import write_toy
 
@@ -63,12 +63,6 @@ class Audited:
 
     def events(self) -> list[str]:
         return self.audit.read_text().splitlines()
-
-    def check_healthy(self, photo: bytes) -> float:
-        """Seconds until an ordinary request was answered."""
-        began = time.monotonic()
-        self.running.wait_until(lambda: self.running.http.post("/v1/classify", content=photo).status_code == 200)
-        return time.monotonic() - began
 
 
 @pytest.fixture
@@ -174,7 +168,7 @@ def test_nothing_that_a_request_names_is_opened_asked_or_started(
             for kind in ("application/octet-stream", "image/png", "image/svg+xml", "application/x-python-pickle", ""):
                 asked += [(f"POST {path} HTTP/1.1\r\nContent-Type: {kind}", body) for body in bodies]
             asked += [(f"POST {path} HTTP/1.1\r\nInference-Header-Content-Length: 0", body) for body in bodies]
-        audited.check_healthy(photos[0])
+        healthy_after(audited.running, photos[0])
         for path in (
             "/",
             "/docs",
@@ -187,7 +181,7 @@ def test_nothing_that_a_request_names_is_opened_asked_or_started(
         before = audited.events()
         answered = [audited.ask(head, body)[0] for head, body in asked]
         assert audited.running.http.get("/docs/assets/swagger-ui.css").status_code == 200
-        recovery_s = audited.check_healthy(photos[0])
+        recovery_s = healthy_after(audited.running, photos[0])
         canary.settimeout(0.1)
         with pytest.raises(TimeoutError):
             canary.accept()
@@ -246,7 +240,7 @@ def test_no_request_can_forge_a_line_of_the_log_or_a_header(
         status, lines, _ = audited.ask(head, body)
         assert status < 500, head
         answered |= {line.partition(":")[0].lower() for line in lines}
-    recovery_s = audited.check_healthy(photos[0])
+    recovery_s = healthy_after(audited.running, photos[0])
     assert answered <= {
         *("date", "content-length", "content-type", "connection", "retry-after", "x-request-id"),
         *("x-content-type-options", "x-scala-width", "x-budget-met", "server-timing", "allow"),

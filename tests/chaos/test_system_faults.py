@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from scala_model.checkpoint import CARD, WEIGHTS, default_checkpoint
-from tests.chaos.callers import LATE_MS, calling, expect_in_time, tell, warmed, well_after
+from tests.chaos.callers import calling, expect_in_time, left_after, tell, warmed, well_after
 from tests.chaos.conftest import Tally
 from tests.chaos.faulty_server import BLOCKED_S
 from tests.service.service_process import ROOT, Running, serving
@@ -35,6 +35,9 @@ from tests.service.service_process import ROOT, Running, serving
 pytestmark = pytest.mark.service
 BUDGET_MS = 500.0
 FAULT_S = 1.0
+CAUGHT_UP_S = 8.0  # with what waited, and wide again: measured 0.1 to 2.1
+LEAVES_S = 5.0  # a second of which is the grace for balancers: measured 0.6 to 2
+ANEW_S = 15.0  # measured 1.1, and 6.4 with other work on both cores
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 FULL_WIDTH = {"X-Width": "1"}  # at one width an image has one class
 CLOSED = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, '-m', 'server', 'serve'])"
@@ -87,8 +90,8 @@ def test_a_server_whose_log_goes_nowhere_serves_and_leaves_as_ever(
         with calling(server, photos, BUDGET_MS) as seen:
             time.sleep(FAULT_S)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=10) == 0
-    tell(tally, f"standard error: {how}, from the start", seen, None)
+        left_s = left_after(server, 0, LEAVES_S)
+    tell(tally, f"standard error: {how}, from the start", seen, None, left_s)
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429}, seen
 
@@ -162,11 +165,15 @@ def test_a_checkpoint_that_goes_bad_under_a_server_is_nothing_to_it_and_ends_the
         fresh = shutil.copytree(default_checkpoint(), tmp_path / damage)
         os.truncate(fresh / damage, 1000)
         command = [sys.executable, "-m", "server", "serve", "--checkpoint", str(fresh), "--port", "0"]
+        started = time.monotonic()
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        ended_s = time.monotonic() - started
         assert ended.returncode == 2
         assert ended.stderr.startswith(f"scala-serve: {fresh / damage} is")
         assert ended.stderr.count("\n") == 1
-        tally.fault(f"{damage} cut short before the start", "exit code 2 and a sentence that names the file", None)
+        tally.fault(
+            f"{damage} cut short before the start", "exit code 2 and a sentence that names the file", None, ended_s
+        )
 
 
 # -- time
@@ -191,10 +198,10 @@ def test_an_event_loop_that_is_blocked_answers_late_and_goes_on(
         time.sleep(0.3)
         signalled.process.send_signal(signal.SIGUSR1)
         time.sleep(BLOCKED_S)
-        recovery_s = well_after(signalled, photos[0])
+        recovery_s = well_after(signalled, photos[0], CAUGHT_UP_S)
         time.sleep(0.3)
     tell(tally, f"event loop blocked for {BLOCKED_S:g} s", seen, recovery_s)
-    expect_in_time(seen, 1000 * BLOCKED_S + LATE_MS)
+    expect_in_time(seen, 1000 * BLOCKED_S)
     assert seen.late_ms > 0, "it was blocked"
     assert set(seen.statuses) <= {200, 429, 504}, seen
 
@@ -206,16 +213,11 @@ def test_an_event_loop_that_is_blocked_answers_late_and_goes_on(
 def quarter_of_the_processor(pid: int) -> Iterator[str]:
     """Leaves a process a quarter of all cores, and says by which means.
 
-    By a quota of its control group (version 1) where this process may make one. Elsewhere it is stopped for 75 of every
-    100 ms, which stands in for that: the same share, in the same pieces.
+    By a quota of its control group where this process may make one. Elsewhere it is stopped for 75 of every 100 ms,
+    which stands in for that: the same share, in the same pieces.
     """
-    root, period_us = Path("/sys/fs/cgroup/cpu"), 100_000
-    group = root / f"scala-serve-chaos-{pid}"
     try:
-        group.mkdir()
-        (group / "cpu.cfs_period_us").write_text(str(period_us))
-        (group / "cpu.cfs_quota_us").write_text(str((os.cpu_count() or 1) * period_us // 4))
-        (group / "cgroup.procs").write_text(str(pid))
+        group = group_with_quota((os.cpu_count() or 1) / 4, pid)
     except OSError:
         with stopped_most_of_the_time(pid):
             yield "stopped 75 of every 100 ms"
@@ -223,11 +225,36 @@ def quarter_of_the_processor(pid: int) -> Iterator[str]:
     try:
         yield "by a cgroup's quota"
     finally:
-        (root / "cgroup.procs").write_text(str(pid))
-        while group.exists():  # busy until the last thread has left
-            with suppress(OSError):
-                group.rmdir()
-            time.sleep(0.01)
+        (group.parent / "cgroup.procs").write_text(str(pid))
+        remove_group(group)
+
+
+def group_with_quota(cores: float, pid: int, root: Path = Path("/sys/fs/cgroup")) -> Path:
+    """A control group of this process alone, of version 2 where ``root`` is of it. OSError where none can be made."""
+    period_us = 100_000
+    quota_us = int(cores * period_us)
+    if (root / "cgroup.controllers").exists():
+        (root / "cgroup.subtree_control").write_text("+cpu")
+        files = {"cpu.max": f"{quota_us} {period_us}"}
+    else:
+        root = root / "cpu"
+        files = {"cpu.cfs_period_us": str(period_us), "cpu.cfs_quota_us": str(quota_us)}
+    group = root / f"scala-serve-chaos-{pid}"
+    group.mkdir()
+    try:
+        for name, value in (files | {"cgroup.procs": str(pid)}).items():
+            (group / name).write_text(value)
+    except OSError:
+        remove_group(group)
+        raise
+    return group
+
+
+def remove_group(group: Path) -> None:
+    while group.exists():  # busy until the last thread has left
+        with suppress(OSError):
+            group.rmdir()
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -258,10 +285,10 @@ def test_with_a_quarter_of_the_processor_it_gives_up_accuracy_and_gets_it_back(
         with quarter_of_the_processor(server.process.pid) as means:
             time.sleep(4 * FAULT_S)
             num_before = len(seen.replies)
-        recovery_s = well_after(server, photos[0])
+        recovery_s = well_after(server, photos[0], CAUGHT_UP_S)
         time.sleep(0.5)
     tell(tally, f"a quarter of the processor, {means}", seen, recovery_s)
-    expect_in_time(seen, 100 + LATE_MS)
+    expect_in_time(seen, 100)
     assert set(seen.statuses) <= {200, 429, 504}, seen
     assert 200 in {reply.status for reply in seen.replies[num_before - 100 : num_before]}, (
         "some are served all the same"
@@ -274,10 +301,10 @@ def test_a_process_that_was_stopped_goes_on(server: Running, photos: list[bytes]
         server.process.send_signal(signal.SIGSTOP)
         time.sleep(FAULT_S)
         server.process.send_signal(signal.SIGCONT)
-        recovery_s = well_after(server, photos[0])
+        recovery_s = well_after(server, photos[0], CAUGHT_UP_S)
         time.sleep(0.3)
     tell(tally, f"stopped for {FAULT_S:g} s", seen, recovery_s)
-    expect_in_time(seen, 1000 * FAULT_S + LATE_MS)
+    expect_in_time(seen, 1000 * FAULT_S)
     assert set(seen.statuses) <= {200, 429, 504}, seen
 
 
@@ -305,7 +332,9 @@ def test_without_memory_for_more_it_serves_what_it_can_and_refuses_the_rest(
         time.sleep(0.3)
     tell(tally, "no memory for more (RLIMIT_AS)", seen, recovery_s)
     assert server.http.post("/v1/classify", content=large).status_code == 200, "the image is fine"
-    assert {reply.status_code for reply in refused} <= {200, 503}, [reply.text for reply in refused]
+    statuses = [reply.status_code for reply in refused]
+    assert set(statuses) <= {200, 503}, [reply.text for reply in refused]
+    assert 503 in statuses, "or there was memory"
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429, 503}, seen
 
@@ -352,12 +381,14 @@ def test_a_signal_to_leave_is_followed_when_all_are_answered(
         server.wait_ready()
         with calling(server, photos, BUDGET_MS) as seen:
             time.sleep(0.3)
+            asked = time.monotonic()
             for _ in range(2 if name == "SIGHUP" else 1):
                 server.process.send_signal(getattr(signal, name))
                 time.sleep(0.2)
             assert server.http.get("/readyz").status_code == 503
-            assert server.process.wait(timeout=10) == 0
-    tell(tally, name, seen, None)
+            left_after(server, 0, LEAVES_S)
+            left_s = time.monotonic() - asked
+    tell(tally, name, seen, None, left_s)
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429, 503}, seen
 
@@ -397,11 +428,12 @@ def test_after_a_kill_the_next_server_takes_the_same_port(
     with serving(tmp_path / "log", port=server.port, PROFILE_DIR=profiles) as next_one:
         recovery_s = well_after_start(next_one, photos[0], killed)
     tell(tally, "SIGKILL, and started anew", seen, recovery_s)
+    assert recovery_s < ANEW_S
     assert len(seen.lost) <= 2 * 4, "those who were asking, and asked again before the door was closed"
     assert set(seen.statuses) == {200}, seen
 
 
 def well_after_start(server: Running, photo: bytes, since: float) -> float:
     server.wait_ready()
-    well_after(server, photo)
+    well_after(server, photo, ANEW_S)
     return time.monotonic() - since
