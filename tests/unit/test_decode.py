@@ -323,6 +323,14 @@ def test_a_small_tiff_with_a_huge_tile_is_too_large(decoder: ImageDecoder) -> No
         decoder(tiff_directory(*tags, *tile))
 
 
+def test_a_small_tiff_of_many_long_tiles_is_too_large(decoder: ImageDecoder) -> None:
+    """All of the same few bytes: 25 KB of 20 such tiles took 1.2 s, and nothing bounded their number."""
+    tags = [(256, 4, 1, 320), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    tiles = [(322, 4, 1, 16), (323, 4, 1, 1_600_000), (324, 4, 20, 8), (325, 4, 20, 8)]
+    with pytest.raises(TooLarge, match="320 x 1600000"):
+        decoder(tiff_directory(*tags, *tiles))
+
+
 @pytest.mark.skipif("AVIF" not in IMAGE_FORMATS, reason="Pillow was built without AVIF")
 def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else runs while Pillow copies its pixels."""
