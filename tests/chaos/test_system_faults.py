@@ -121,8 +121,7 @@ def test_nobody_waits_for_a_log_that_nobody_reads(
 
 
 def test_disks_that_fill_up_cost_records_and_no_answers(tmp_path: Path, photos: list[bytes], tally: Tally) -> None:
-    """No file of the process may grow over 16 kB: log, decision log and latency profile, as on a disk that is full."""
-    (tmp_path / "profiles").mkdir()
+    """No file of the process may grow over 16 kB: log and decision log, as on a disk that is full."""
     with serving(tmp_path / "log", ACCESS_LOG="on", DECISION_LOG=str(tmp_path / "decisions")) as server:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (2**14, resource.RLIM_INFINITY))
         warmed(server)
@@ -134,10 +133,27 @@ def test_disks_that_fill_up_cost_records_and_no_answers(tmp_path: Path, photos: 
             recovery_s = well_after(server, photos[0])
             time.sleep(0.3)
         server.wait_until(lambda: "lines before this one are lost" in (tmp_path / "log").read_text())
-        tell(tally, "disk full: log, decision log, latency profile", seen, recovery_s)
+        tell(tally, "disk full: log, decision log", seen, recovery_s)
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429}, seen
     assert dropped > 0, "the metrics tell of decisions that were not recorded"
+
+
+def test_a_latency_profile_that_finds_no_room_is_not_kept(tmp_path: Path, photos: list[bytes], tally: Tally) -> None:
+    """It has over 4 kB; no file may grow over 3, and the log at its usual level does not."""
+    folder, log = tmp_path / "profiles", tmp_path / "log"
+    with serving(log) as server:
+        server.wait_until(lambda: "Uvicorn running" in log.read_text())
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        server.wait_ready()
+        with calling(server, photos, BUDGET_MS) as seen:
+            server.wait_until(lambda: "measured latencies are not kept for the next start: " in log.read_text())
+        tell(tally, "disk full: latency profile", seen, well_after(server, photos[0]))
+        assert list(folder.iterdir()) == [], "no part of it either"
+    expect_in_time(seen)
+    assert set(seen.statuses) <= {200, 429}, seen
+    with serving(log) as server:
+        server.wait_until(lambda: any(path.stat().st_size > 3000 for path in folder.glob("latency-*.json")))
 
 
 # -- checkpoints
