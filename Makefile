@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install serve test test-browser test-deploy chaos soak lint bench-engine bench-agreement bench-peers \
+.PHONY: help install serve test test-browser test-deploy chaos soak audit lint bench-engine bench-agreement bench-peers \
   bench-adaptive bench-capacity bench-cold-start simulate simulate-full simulate-scaling format lock lock-image image \
   image-cuda clean
 
@@ -63,6 +63,13 @@ chaos: $(VENV)/.dev ## Attack a real server: 11 to 15 minutes, JSON last line; C
 soak: $(VENV)/.dev ## The soak of chaos for 30 minutes and its overload for one, samples as they come
 	SOAK_MINUTES=30 OVERLOAD_SECONDS=60 $(BIN)/python -m pytest -q -s tests/chaos/test_soak.py tests/chaos/test_overload.py $(ARGS)
 
+# In an environment of its own: what it needs is no dependency of ours. Without a network it fails and says so.
+audit: ## Look up known vulnerabilities of all locked packages: needs the network
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --quiet --disable-pip-version-check install pip-audit
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/image/cpu.txt
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 lint: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -106,7 +113,7 @@ image-cuda: ## Build the image for NVIDIA GPUs
 	$(DOCKER) build --target cuda --tag scala-serve:$(VERSION)-cuda $(IMAGE_ARGS) $(ARGS) .
 
 clean: ## Remove .venv, caches and builds
-	rm -rf $(VENV) .venv-lock dist build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-audit .venv-lock dist build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- the environment: one .venv, and a stamp for each thing that was installed into it ----

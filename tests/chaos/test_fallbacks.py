@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scala_model.checkpoint import default_checkpoint
@@ -40,10 +41,11 @@ WITHOUT = (
 LARGE_BYTES = 2**20  # a form's part that other servers would write to a temporary file
 ONE_CORE_BUDGET_MS = 200
 ONE_CORE_WELL_S = 5  # 2 on a core of its own
-# Its event loop shares that core with the engine, as in ``test_overload``, and with whatever else runs. Measured up to
-# 0.025 and 211 ms, and 0.042 and 785 ms beside three other processes that wanted the two cores all the time.
-ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.1, 1500
-ONE_CORE_MET = 0.3  # of all, answered in time
+# Its event loop shares that core with the engine, as in ``test_overload``: measured 0.025 and 211 ms. Judged only where
+# the server had its core: with a quarter of one, which other work left, 0.37 were late, by up to a second.
+ONE_CORE_LATE_SHARE, ONE_CORE_WORST_MS = 0.06, 400
+ONE_CORE_MET = 0.3  # of all, answered in time; measured 0.83 to 0.99
+ONE_CORE_OWN = 0.7
 ONE_CORE_TIMES, ONE_CORE_S = 1.3, 8  # what it serves at full width
 
 
@@ -52,6 +54,11 @@ def possible(within: tuple[str, ...]) -> bool:
     return (
         shutil.which(within[0]) is not None and subprocess.run([*within, "true"], capture_output=True).returncode == 0
     )
+
+
+def cpu_s(server: Running) -> float:
+    times = psutil.Process(server.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def classified(server: Running, photo: bytes, tally: Tally, **headers: str) -> tuple[str, float]:
@@ -152,18 +159,21 @@ def test_one_core_is_enough(photos: list[bytes], tally: Tally, tmp_path: Path) -
         server.wait_until(lambda: "warmed" in (tmp_path / "log").read_text())
         capacity, _ = asyncio.run(saturate(server.port, photos, 1, 2))
         arrivals = poisson(ONE_CORE_TIMES * capacity, ONE_CORE_S, seed=0)
+        began, used_s = time.monotonic(), cpu_s(server)
         outcome = asyncio.run(play(server.port, photos, ONE_CORE_BUDGET_MS, arrivals))
+        of_core = (cpu_s(server) - used_s) / (time.monotonic() - began)
         recovery_s = well_after(server, photos[0], ONE_CORE_WELL_S)
     tally.requests(outcome.sent, lost=outcome.unforeseen)
     assert outcome.unforeseen == 0, outcome.statuses
     assert set(outcome.statuses) <= {200, 429, 504}
     lateness_ms = outcome.lateness_ms(ONE_CORE_BUDGET_MS)
-    expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
-    assert outcome.met > ONE_CORE_MET * outcome.sent
+    if of_core > ONE_CORE_OWN:
+        expect_punctual(lateness_ms, share=ONE_CORE_LATE_SHARE, worst_ms=ONE_CORE_WORST_MS)
+        assert outcome.met > ONE_CORE_MET * outcome.sent
     answered = f"{outcome.met / outcome.sent:.0%} answered in time, the others late, refused (429) or ended (504)"
     tally.fault(
         f"one core, {ONE_CORE_TIMES:g} times what it serves at full width",
-        f"{answered}; {told_late(lateness_ms)}",
+        f"with {of_core:.0%} of the core: {answered}; {told_late(lateness_ms)}",
         recovery_s,
     )
 

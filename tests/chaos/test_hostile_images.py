@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from random import Random
 from subprocess import PIPE
 
-import numpy as np
 import psutil
 import pytest
 
@@ -25,6 +24,7 @@ from server.bench.client import Client, Reply
 from tests.chaos.callers import expect_punctual, told_late
 from tests.chaos.conftest import Tally
 from tests.chaos.hostile_images import MIB, WRONGS, bombs, hostile_image
+from tests.chaos.judgement import MAX_MIB, slope
 from tests.chaos.seed import SEED
 from tests.chaos.well import check_log, healthy_after
 from tests.service.service_process import ROOT, Running, serving
@@ -39,7 +39,7 @@ NUM_CALLERS = 8
 # 500 would be a bug, 503 a server that leaves; 429 and 504 are what a machine with others on it may come to.
 EXPECTED = frozenset({200, 400, 413, 415, 422, 429, 504})
 BUDGET_MS = 1000
-WORST_MS = 1000  # after it, as callers see it who make and check hostile bodies themselves meanwhile
+WORST_MS = 250  # after it, of callers who make and check hostile bodies meanwhile; measured 83
 PATIENCE_S = 120  # ten times the server's: the machine may hold all of this still for a while, for other work
 MODEL = "scala-xs-tiny-imagenet"
 BINARY = "Inference-Header-Content-Length"
@@ -308,14 +308,14 @@ def test_hostile_requests_leave_no_memory_behind(server: Running, photos: list[b
     campaign = Campaign(server, bomb_share=0.0005, seed=10 * SEED + 3, each=sample)
     asyncio.run(campaign.run(NUM_SOAKED))
     recovery_s = healthy_after(server, photos[0])
-    slope, _ = np.polyfit([done / 10_000 for done, _ in samples], [mib for _, mib in samples], 1)
+    grown = slope([done / 10_000 for done, _ in samples], [mib for _, mib in samples])
     assert campaign.statuses.total() + campaign.num_lost == NUM_SOAKED
     tally.inputs(NUM_SOAKED)
     tally.requests(NUM_SOAKED, campaign.num_lost)
-    tally.rss_slope(float(slope))
+    tally.rss_slope(grown)
     (_, before), (_, after) = samples[0], samples[-1]
     memory = f"memory {before:.0f} MiB after the first {SOAKED_FROM:,}, {after:.0f} after all"
     tally.fault(f"{NUM_SOAKED:,} hostile requests in a row", f"{campaign.told()}; {memory}", recovery_s)
     assert campaign.num_lost == 0
     expect_punctual(campaign.lateness_ms, worst_ms=WORST_MS)
-    assert slope <= 1, samples
+    assert grown <= MAX_MIB, samples

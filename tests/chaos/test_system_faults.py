@@ -29,7 +29,7 @@ from PIL import Image
 from scala_model.checkpoint import CARD, WEIGHTS, default_checkpoint
 from tests.chaos.callers import calling, expect_in_time, left_after, tell, warmed, well_after
 from tests.chaos.conftest import Tally
-from tests.chaos.faulty_server import BLOCKED_S
+from tests.chaos.faulty_server import BLOCKED_S, STANDSTILL_S
 from tests.service.service_process import ROOT, Running, serving
 
 pytestmark = pytest.mark.service
@@ -322,6 +322,25 @@ def test_a_process_that_was_stopped_goes_on(server: Running, photos: list[bytes]
     tell(tally, f"stopped for {FAULT_S:g} s", seen, recovery_s)
     expect_in_time(seen, 1000 * FAULT_S)
     assert set(seen.statuses) <= {200, 429, 504}, seen
+
+
+def test_a_process_that_was_stopped_for_too_long_leaves(
+    tmp_path: Path, photos: list[bytes], tally: Tally, profiles: str
+) -> None:
+    """Whoever watches it has given it up by then; its last words are where each thread was."""
+    (tmp_path / "fault").write_text("")
+    command = ("-m", "tests.chaos.faulty_server", str(tmp_path / "fault"))
+    with serving(tmp_path / "log", command=command, PROFILE_DIR=profiles) as server:
+        warmed(server)
+        with calling(server, photos, BUDGET_MS) as seen:
+            time.sleep(0.3)
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(STANDSTILL_S + 1)
+            server.process.send_signal(signal.SIGCONT)
+            left_s = left_after(server, 1, LEAVES_S)
+    tell(tally, f"stopped for {STANDSTILL_S + 1:g} s (the limit set to {STANDSTILL_S:g} s)", seen, None, left_s)
+    assert len(seen.lost) <= 2 * 4, "those who were asking, and asked again before the door was closed"
+    assert "Timeout (0:00:03)!" in (tmp_path / "log").read_text()
 
 
 # -- memory and files
