@@ -175,7 +175,7 @@ class _Exchange:
 
     def _closes(self) -> bool:
         """Whether the connection ends with this answer, by our wish or the client's."""
-        asked = Headers(scope=self._scope).get("connection", "").lower()
+        asked = ",".join(Headers(scope=self._scope).getlist("connection")).lower()
         return self._is_leaving() or self._scope["http_version"] == "1.0" or "close" in asked
 
     async def _drop_the_rest(self) -> None:

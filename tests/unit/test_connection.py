@@ -681,9 +681,8 @@ def num_files() -> int:
 
 def test_a_client_of_tls_that_gives_way_keeps_no_file_by_not_agreeing(at_door: Callable[..., None], tls: Tls) -> None:
     async def scenario(door: Door) -> None:
-        before, clients = num_files(), []
-        for _ in range(40):
-            clients.append(await asyncio.to_thread(tls.opened, door.port))
+        before = num_files()
+        clients = [await asyncio.to_thread(tls.opened, door.port) for _ in range(40)]
         await asyncio.sleep(3 * connection.FAREWELL_S)
         assert num_files() - before - len(clients) <= 5
         assert b" 503 " in clients[0].recv(4096).partition(b"\r\n")[0]
