@@ -33,6 +33,7 @@ from server.connection import (
     Connection,
     Doorkeeper,
 )
+from server.tls import Loop
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
@@ -128,7 +129,7 @@ def at_door() -> Callable[..., None]:
             async with listening(Door(max_connections, tls=tls)) as door:
                 await scenario(door)
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what serves
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if tls is None else Loop) as runner:  # what serves
             runner.run(main())
 
     return run
@@ -379,6 +380,20 @@ def test_nonsense_behind_a_request_does_not_cost_its_answer(at_door: Callable[..
         door.go_on.set()
         assert (await client.answer())[1]["connection"] == "close"
         assert await client.is_closed()
+
+    at_door(scenario)
+
+
+@pytest.mark.parametrize("path", [b"echo", b"hold"])
+def test_a_client_that_closes_its_side_has_left(at_door: Callable[..., None], path: bytes) -> None:
+    """Half a request or a whole one: that looks like a client that has given up, whose image nobody shall work on."""
+
+    async def scenario(door: Door) -> None:
+        client = await door.opened(START.replace(b"echo", path) + (b"some body" if path == b"hold" else b"some"))
+        client.writer.write_eof()
+        assert await client.is_closed()
+        assert len(door.state.connections) == 0
+        assert door.gone == ["/echo"] * (path == b"echo")
 
     at_door(scenario)
 
@@ -702,5 +717,22 @@ def test_a_client_of_tls_that_was_too_slow_is_counted_once(at_door: Callable[...
             await door.look(TIMEOUT_S + 1)
         assert door.closed == {"slow": 1}
         silent.close()
+
+    at_door(scenario, tls=tls.server)
+
+
+def test_a_handshake_that_stops_is_given_up(
+    at_door: Callable[..., None], tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.tls.HANDSHAKE_S", 0.5)
+
+    async def scenario(door: Door) -> None:
+        before = num_files()
+        clients = [await door.opened() for _ in range(10)]
+        assert num_files() - before == 2 * len(clients)
+        await asyncio.sleep(0.6)
+        for each in clients:
+            assert await each.is_closed()
+        assert num_files() - before == len(clients)
 
     at_door(scenario, tls=tls.server)
