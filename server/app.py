@@ -10,13 +10,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan
 
 from scala_model.checkpoint import Checkpoint, default_checkpoint, read_checkpoint
@@ -162,7 +165,7 @@ def _http(settings: Settings, services: Services, engine: Engine, machine: Machi
         ("POST", path): (route, oip.infer) for path, route in oip.infer_paths(name).items()
     }
     hot["POST", "/v1/classify"] = ("/v1/classify", classify.classify)
-    return _for_pages_of(settings.cors_origins, Edge(app, services, hot, gate))
+    return Edge(app, services, hot, gate, _for_pages_of(settings.cors_origins))
 
 
 def _effective(settings: Settings, checkpoint: Checkpoint, engine: Engine) -> EffectiveSettings:
@@ -180,12 +183,21 @@ def _effective(settings: Settings, checkpoint: Checkpoint, engine: Engine) -> Ef
     return EffectiveSettings(**(settings.model_dump() | found))
 
 
-def _for_pages_of(origins: Sequence[str] | None, edge: Edge) -> ASGIApp:
-    """Lets pages of other origins call the server. Outermost, so that they can read every answer, errors included."""
+class _Cors(CORSMiddleware):
+    """Repeats nothing of what a stranger asks for."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.headers["Access-Control-Allow-Headers"] = "*, Authorization"  # which the star leaves out
+        return response
+
+
+def _for_pages_of(origins: Sequence[str] | None) -> Callable[[ASGIApp], ASGIApp] | None:
+    """Lets pages of other origins call the server: lies around all that answers, for them to read errors, too."""
     if not origins:
-        return edge
-    return CORSMiddleware(
-        edge,
+        return None
+    return partial(
+        _Cors,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # nothing is done for a cookie, so there is no header to keep from a page

@@ -43,6 +43,7 @@ MAX_AHEAD_BYTES = 64 * 1024  # of their bodies, which nobody counts yet
 # meet one that was started since. So each ends with an answer after a while, not all at once.
 MIN_AGE_S, MAX_AGE_S = 30.0, 90.0
 LINGER_S = 2.0  # for who is still sending to read why he is refused: closing at once would tear the answer down
+FAREWELL_S = 0.1  # for an answer to leave
 _SHARE_TO_CLOSE = 16  # of the connections at a time, since finding the oldest goes through all of them
 _AT_ONCE = 64  # to be closed in one turn of the event loop: each may take 50 us, most of it for telling why
 _OTHER_FILES = 256  # that the process may want to open
@@ -136,10 +137,12 @@ class Connection(HttpToolsProtocol):
                     "kept it waiting for longest: try again."
                 )
             )
-        if self.transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size() and self.scheme == "http":
             self.transport.abort()
-        else:
-            self.transport.close()
+            return
+        self.transport.close()
+        if self.scheme == "https":  # its client has to agree to the end, and may keep the file open by its silence
+            self.loop.call_later(FAREWELL_S, self.transport.abort)
 
     def look(self, now: float) -> None:
         """Close if the client takes too long to take what was sent, or to send."""
@@ -151,7 +154,7 @@ class Connection(HttpToolsProtocol):
             self._keeper.closed("slow")
             self.transport.abort()
             return
-        if self.is_clients_turn and now - self.since > self._patience_s():
+        if self.is_clients_turn and not self.transport.is_closing() and now - self.since > self._patience_s():
             self._lose_patience()
 
     def _patience_s(self) -> float:

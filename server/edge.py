@@ -43,7 +43,10 @@ Hot = Mapping[tuple[str, str], tuple[str, Endpoint]]  # by method and path: the 
 
 
 class Edge:
-    """``scope["state"]`` of every request carries ``services``, ``arrival`` (monotonic seconds) and ``request_id``."""
+    """``scope["state"]`` of every request carries ``services``, ``arrival`` (monotonic seconds) and ``request_id``.
+
+    ``around`` is put around all that answers.
+    """
 
     def __init__(
         self,
@@ -51,11 +54,14 @@ class Edge:
         services: Services,
         hot: Hot,
         gate: Gate | None = None,
+        around: Callable[[ASGIApp], ASGIApp] | None = None,
     ) -> None:
         self._app, self._services, self._hot, self._gate = app, services, hot, gate
         self._lifecycle, self._metrics, self._tracer = services.lifecycle, services.metrics, services.tracer
         self._logs_access = services.settings.access_log == "on"
         self._admin = services.settings.admin
+        self._around = around or (lambda app: app)
+        self._answering = self._around(self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,30 +73,34 @@ class Edge:
         exchange = _Exchange(scope, receive, send, self._lifecycle)
         self._lifecycle.in_flight += 1
         try:
-            _, endpoint = self._hot.get((scope["method"], scope["path"]), (None, None))
-            if (refusal := self._refusal(scope)) is not None:
-                response = await answer_error(Request(scope, exchange.receive), refusal)
-                await response(scope, exchange.receive, exchange.send)
-            elif endpoint is None:
-                await self._app(scope, exchange.receive, exchange.send)
-            else:
-                response = await _respond(endpoint, Request(scope, exchange.receive))
-                await response(scope, exchange.receive, exchange.send)
+            await self._answering(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:  # at the server's end
             if exchange.status != 0:
                 raise
-            response = await answer_error(Request(scope, exchange.receive), self._lifecycle.farewell())
-            await response(scope, exchange.receive, exchange.send)
+            farewell = await answer_error(Request(scope, exchange.receive), self._lifecycle.farewell())
+            await self._around(farewell)(scope, exchange.receive, exchange.send)
         except Exception:
             http_log.exception("a request failed", extra={"request_id": request_id})
             if "terms" in scope["state"]:
                 scope["state"]["outcome"] = "failed"
             if exchange.status == 0:
-                await error_response(Exception(), scope)(scope, exchange.receive, exchange.send)
+                failure = self._around(error_response(Exception(), scope))
+                await failure(scope, exchange.receive, exchange.send)
         finally:
             self._lifecycle.in_flight -= 1
             exchange.settle()
             self._record(scope, exchange, (exchange.answered_at or time.monotonic()) - arrival)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _, endpoint = self._hot.get((scope["method"], scope["path"]), (None, None))
+        if (refusal := self._refusal(scope)) is not None:
+            response = await answer_error(Request(scope, receive), refusal)
+            await response(scope, receive, send)
+        elif endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            response = await _respond(endpoint, Request(scope, receive))
+            await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Exception | None:
         """Why nobody looks at a request any further: its query is too long, its key, or nothing of the kind is at the
@@ -201,7 +211,7 @@ class _Exchange:
 
     def _closes(self) -> bool:
         """Whether the connection ends with this answer, by our wish or the client's."""
-        asked = Headers(scope=self._scope).get("connection", "").lower()
+        asked = ",".join(Headers(scope=self._scope).getlist("connection")).lower()
         return self._is_leaving() or self._scope["http_version"] == "1.0" or "close" in asked
 
     async def _drop_the_rest(self) -> None:

@@ -6,7 +6,20 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from server.settings import Settings, SettingsError
+
+HANDSHAKE_S = 5.0  # asyncio's own 60 s would be a minute in which handshakes that stop keep all open files
+
+
+class Loop(uvloop.Loop):
+    """With a limit on handshakes, for which uvicorn has no option."""
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = HANDSHAKE_S
+        return await super().create_server(*args, **options)
 
 
 def tls_options(settings: Settings) -> dict[str, Any]:
@@ -34,6 +47,7 @@ def tls_options(settings: Settings) -> dict[str, Any]:
             f"tls_client_ca {client_ca} cannot be used ({_reason(error)}): it must hold certificates, PEM"
         ) from None
     return {
+        "loop": f"{Loop.__module__}:{Loop.__name__}",
         "ssl_certfile": cert,
         "ssl_keyfile": key,
         "ssl_keyfile_password": password,

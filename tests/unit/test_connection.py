@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import trustme
 import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
@@ -29,6 +33,7 @@ from server.connection import (
     Connection,
     Doorkeeper,
 )
+from server.tls import Loop
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
@@ -51,6 +56,7 @@ class Door:
     num_started: int = 0
     clients: list[Client] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.keeper = Doorkeeper(self.max_connections, TIMEOUT_S, lambda why: self.closed.update([why]))
@@ -118,12 +124,12 @@ Scenario = Callable[[Door], Awaitable[None]]
 
 @pytest.fixture
 def at_door() -> Callable[..., None]:
-    def run(scenario: Scenario, max_connections: int = 100) -> None:
+    def run(scenario: Scenario, max_connections: int = 100, tls: ssl.SSLContext | None = None) -> None:
         async def main() -> None:
-            async with listening(Door(max_connections)) as door:
+            async with listening(Door(max_connections, tls=tls)) as door:
                 await scenario(door)
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what serves
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if tls is None else Loop) as runner:  # what serves
             runner.run(main())
 
     return run
@@ -141,7 +147,7 @@ async def listening(door: Door) -> AsyncIterator[Door]:
     )
     config.load()
     made = partial(Connection, door.keeper, config=config, server_state=door.state, app_state={})
-    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0, ssl=door.tls)
     door.port = server.sockets[0].getsockname()[1]
     try:
         yield door
@@ -389,6 +395,20 @@ def test_nonsense_behind_a_request_does_not_cost_its_answer(at_door: Callable[..
         door.go_on.set()
         assert (await client.answer())[1]["connection"] == "close"
         assert await client.is_closed()
+
+    at_door(scenario)
+
+
+@pytest.mark.parametrize("path", [b"echo", b"hold"])
+def test_a_client_that_closes_its_side_has_left(at_door: Callable[..., None], path: bytes) -> None:
+    """Half a request or a whole one: that looks like a client that has given up, whose image nobody shall work on."""
+
+    async def scenario(door: Door) -> None:
+        client = await door.opened(START.replace(b"echo", path) + (b"some body" if path == b"hold" else b"some"))
+        client.writer.write_eof()
+        assert await client.is_closed()
+        assert len(door.state.connections) == 0
+        assert door.gone == ["/echo"] * (path == b"echo")
 
     at_door(scenario)
 
@@ -661,3 +681,73 @@ def test_many_connections_that_end_at_a_time_do_not_hold_up_the_others(
         counting.cancel()
 
     at_door(scenario, max_connections=1000)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Both sides' parts of an encrypted connection; its clients do nothing that they are not told to."""
+
+    server: ssl.SSLContext = field(default_factory=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    client: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+
+    def opened(self, port: int, sent: bytes = b"") -> ssl.SSLSocket:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+        secured = self.client.wrap_socket(connection, server_hostname="localhost")
+        secured.sendall(sent)
+        return secured
+
+
+@pytest.fixture(scope="module")
+def tls() -> Tls:
+    ca, tls = trustme.CA(), Tls()
+    ca.issue_cert("localhost").configure_cert(tls.server)
+    ca.configure_trust(tls.client)
+    return tls
+
+
+def num_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_client_of_tls_that_gives_way_keeps_no_file_by_not_agreeing(at_door: Callable[..., None], tls: Tls) -> None:
+    async def scenario(door: Door) -> None:
+        before = num_files()
+        clients = [await asyncio.to_thread(tls.opened, door.port) for _ in range(40)]
+        await asyncio.sleep(3 * connection.FAREWELL_S)
+        assert num_files() - before - len(clients) <= 5
+        assert b" 503 " in clients[0].recv(4096).partition(b"\r\n")[0]
+        newest = await asyncio.to_thread(tls.opened, door.port, GET)
+        assert b" 200 " in (await asyncio.to_thread(newest.recv, 4096)).partition(b"\r\n")[0]
+        for each in (*clients, newest):
+            each.close()
+
+    at_door(scenario, max_connections=5, tls=tls.server)
+
+
+def test_a_client_of_tls_that_was_too_slow_is_counted_once(at_door: Callable[..., None], tls: Tls) -> None:
+    async def scenario(door: Door) -> None:
+        silent = await asyncio.to_thread(tls.opened, door.port)
+        await asyncio.sleep(0.02)
+        for _ in range(3):
+            await door.look(TIMEOUT_S + 1)
+        assert door.closed == {"slow": 1}
+        silent.close()
+
+    at_door(scenario, tls=tls.server)
+
+
+def test_a_handshake_that_stops_is_given_up(
+    at_door: Callable[..., None], tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.tls.HANDSHAKE_S", 0.5)
+
+    async def scenario(door: Door) -> None:
+        before = num_files()
+        clients = [await door.opened() for _ in range(10)]
+        assert num_files() - before == 2 * len(clients)
+        await asyncio.sleep(0.6)
+        for each in clients:
+            assert await each.is_closed()
+        assert num_files() - before == len(clients)
+
+    at_door(scenario, tls=tls.server)

@@ -128,7 +128,9 @@ def test_pages_of_named_origins_may_ask_and_read_the_answer(site: Runner, keys: 
         preflight = await site.ask("OPTIONS", CLASSIFY, headers=asked)
         assert preflight.status == 200, "it never carries a key"
         assert preflight.headers["access-control-allow-origin"] == "https://app.example.com"
-        assert "x-latency-budget-ms" in preflight.headers["access-control-allow-headers"].lower()
+        assert preflight.headers["access-control-allow-headers"] == "*, Authorization", "and nothing of what was asked"
+        assert preflight.headers["x-content-type-options"] == "nosniff"
+        assert preflight.headers["x-request-id"]
         for headers, status in ((bearer(ALICE), 200), ({}, 401)):
             reply = await site.classify(headers=origin | headers)
             assert reply.status == status
@@ -137,6 +139,10 @@ def test_pages_of_named_origins_may_ask_and_read_the_answer(site: Runner, keys: 
         stranger = {"Origin": "https://app.example.com.evil.org"}
         assert "access-control-allow-origin" not in (await site.classify(headers=stranger)).headers
         assert (await site.ask("OPTIONS", CLASSIFY, headers=asked | stranger)).status == 400
+        metrics = await site.ask("GET", "/metrics", headers=bearer(ALICE))
+        assert 'scala_requests_total{route="none",status="400"} 1.0' in metrics.body.decode()
+        site.services.lifecycle.draining = True
+        assert (await site.ask("OPTIONS", CLASSIFY, headers=asked)).headers["connection"] == "close"
 
     site(scenario, api_keys_file=keys, cors_origins="https://app.example.com,http://localhost:3000")
 

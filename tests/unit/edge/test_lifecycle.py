@@ -159,6 +159,9 @@ def test_a_connection_that_goes_on_waits_for_nothing(site: Runner) -> None:
         endless = client((1.0, IMAGE[:30]), (math.inf, b""))
         reply = await site.classify(headers={**headers, "Connection": "Close"}, receive=endless)
         assert reply.seconds == pytest.approx(LINGER_S)
+        endless = client((1.0, IMAGE[:30]), (math.inf, b""))
+        both = {**headers, "Connection": "keep-alive", "connection": "close"}  # as where it is we who want the end
+        assert (await site.classify(headers=both, receive=endless)).seconds == pytest.approx(LINGER_S)
 
     site(scenario)
 
