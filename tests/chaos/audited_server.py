@@ -5,6 +5,7 @@ One line an event, to the file that ``AUDIT`` names, from before anything of the
 
 from __future__ import annotations
 
+import encodings.cp437  # noqa: F401  # a plan comes as a zip, whose reader would import it then
 import os
 import sys
 
@@ -21,6 +22,13 @@ WATCHED = (
     "os.mkdir",
     "os.symlink",
     "os.chmod",
+    "os.listdir",
+    "os.scandir",
+    "socket.sendto",
+    "exec",
+    "compile",
+    "import",
+    "marshal.loads",
     "pickle.find_class",
     "ctypes.dlopen",
 )
