@@ -209,12 +209,10 @@ def test_nothing_that_a_request_names_is_opened_asked_or_started(
 
 def allowed(event: str) -> bool:
     """What the server does whoever asks: it looks at the machine and plans. FastAPI reads the source of a route when
-    that is first asked for; a plan comes as a zip, whose reader imports an old encoding, and numpy reads the head of its
-    arrays as a literal."""
+    that is first asked for, and numpy reads the head of a plan's arrays as a literal."""
     kind, _, given = event.partition(" ")
     if kind == "open":
-        folders = (*MACHINE, ROUTES)
-        return given.startswith(tuple(f"('{folder}/" for folder in folders)) or "/cp437.cpython" in given
+        return given.startswith(tuple(f"('{folder}/" for folder in (*MACHINE, ROUTES)))
     if kind == "compile":
         return given.startswith(ARRAY_HEAD)
     return kind == "subprocess.Popen" and f"{PLANNER}," in given
