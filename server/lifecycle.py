@@ -72,7 +72,7 @@ class Lifecycle:
 
     def why_not_ready(self) -> str:
         if self.failed is not None:
-            return "the engine failed, as its log tells"
+            return "the server failed, as its log tells"
         return "draining" if self.draining else "starting: the first widths are being warmed"
 
     def check_serving(self) -> None:

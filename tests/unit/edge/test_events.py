@@ -117,7 +117,7 @@ def test_streams_end_when_the_engine_fails(site: Runner) -> None:
         stream = asyncio.create_task(site.ask("GET", EVENTS))
         await asyncio.sleep(1)
         site.services.lifecycle.fail("no device")
-        assert ticks_of(await stream)[-1]["state"] == "the engine failed, as its log tells"
+        assert ticks_of(await stream)[-1]["state"] == "the server failed, as its log tells"
 
     site(scenario)
 

@@ -221,7 +221,7 @@ def test_an_engine_that_cannot_be_loaded_is_told_to_whoever_asks_and_why_to_the_
             site = Site(app, services, Unloadable(clock), clock)
             await asyncio.sleep(0.1)
             ready = await site.ask("GET", "/readyz")
-            assert (ready.status, ready.body) == (503, b"the engine failed, as its log tells")
+            assert (ready.status, ready.body) == (503, b"the server failed, as its log tells")
             refused = await site.classify()
             check_problem(refused, 503)
             assert b"no such device" not in refused.body
