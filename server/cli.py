@@ -140,8 +140,8 @@ def serve(
         scala-serve serve --log-format json --access-log on
 
     Exit codes: 0 left as asked, by SIGTERM, SIGHUP or Ctrl-C; 1 it could not listen, or stood still for a minute; 2
-    wrong setting or checkpoint; 70 the engine failed or a decoder hung, and the supervisor should start it again; 128 and more a second
-    signal.
+    wrong setting or checkpoint; 70 the engine failed or a decoder hung, and the supervisor should start it again; 128
+    and more a second signal.
 
     """
     flags = dict(locals())
