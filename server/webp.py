@@ -10,10 +10,13 @@ import ctypes
 from functools import cache
 from typing import Any
 
-import numpy as np
 from PIL import Image, WebPImagePlugin, _webp
 
 _DEMUX_ABI = 0x0107  # of libwebp's demux.h; only its upper half must agree
+_PYBUF_READ = 0x100
+_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
 
 
 class _Data(ctypes.Structure):
@@ -28,12 +31,13 @@ def decoded(image: WebPImagePlugin.WebPImageFile, body: bytes) -> Image.Image:
     """
     if (library := _library()) is None:
         return image
-    data, canvas, timestamp = _Data(body, len(body)), ctypes.POINTER(ctypes.c_uint8)(), ctypes.c_int()
+    data, canvas, timestamp = _Data(body, len(body)), ctypes.c_void_p(), ctypes.c_int()
     decoder = library.WebPAnimDecoderNewInternal(ctypes.byref(data), None, _DEMUX_ABI)
     try:
         if not library.WebPAnimDecoderGetNext(decoder, ctypes.byref(canvas), ctypes.byref(timestamp)):
             raise ValueError("libwebp cannot decode it")
-        pixels = np.ctypeslib.as_array(canvas, (image.height, image.width, 4))
+        # Not by an array of ctypes, which keeps a type for every size that it ever saw.
+        pixels = _memory(canvas, 4 * image.width * image.height, _PYBUF_READ)
         frame = Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     finally:
         library.WebPAnimDecoderDelete(decoder)

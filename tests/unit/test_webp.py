@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
 import numpy as np
@@ -70,3 +71,20 @@ def test_pillow_decodes_where_its_library_cannot_be_called(monkeypatch: pytest.M
     monkeypatch.setattr(webp, "_library", lambda: None)
     with opened(BODIES["lossy"]) as image:
         assert webp.decoded(image, BODIES["lossy"]) is image
+
+
+def test_a_size_leaves_nothing_behind() -> None:
+    """An array of ctypes would leave a type for each, 6 KiB."""
+
+    def num_types() -> int:
+        return sum(isinstance(each, type) for each in gc.get_objects())
+
+    def decode(side: int) -> None:
+        body = body_of(Image.new("RGB", (side, side)))
+        webp.decoded(opened(body), body)
+
+    decode(20)
+    before = num_types()
+    for side in range(21, 40):
+        decode(side)
+    assert num_types() - before < 5
