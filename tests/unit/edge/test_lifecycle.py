@@ -120,7 +120,7 @@ def test_who_has_no_answer_when_the_server_must_leave_is_told_so(site: Runner, f
         lifecycle.dismiss_all()
         first, second, waiting = await asyncio.gather(*asked)
         for reply in (first, waiting):
-            assert ("engine failed" if failed else "draining") in check_problem(reply, 503)
+            assert ("server failed" if failed else "draining") in check_problem(reply, 503)
         assert (second.status, list(second.json())) == (503, ["error"])
         assert {reply.headers["x-content-type-options"] for reply in (first, second, waiting)} == {"nosniff"}
         assert waiting.seconds == pytest.approx(0.5)
@@ -198,7 +198,7 @@ def test_a_hung_engine_ends_in_503_for_everyone(site: Runner) -> None:
             check_problem(reply, 503)
             assert reply.seconds == pytest.approx(2)
         reply = await site.classify()
-        assert "engine failed" in check_problem(reply, 503)
+        assert "server failed" in check_problem(reply, 503)
         assert reply.headers["connection"] == "close"
         assert (await site.ask("GET", "/readyz")).status == 503
         assert (await site.ask("GET", "/livez")).status == 200
