@@ -15,15 +15,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin, _imaging, features
 
-from scala_model.preprocess import MAX_EXIF_BYTES, Preprocessing, to_pixels
+from scala_model.preprocess import Preprocessing, to_pixels
 from server import webp
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.large_images import LARGE_BYTES
+from server.outline import JPEG_START, MAX_PARTS, MAX_SCANS, Outline, is_plain, outline_of
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -51,39 +51,10 @@ SMALL_PIXELS = 256 * 256  # with SMALL_BYTES, decoded in about a millisecond at 
 # Pillow copies the pixels of an AVIF while it keeps the interpreter's lock: 16 million for 35 ms, 49 for 140.
 MAX_AVIF_PIXELS = 16_000_000
 
-# Each scan of a progressive JPEG goes over all pixels again, for as little as 75 bytes. Encoders write about ten.
-MAX_SCANS = 100
-
-# What Pillow goes through in Python before any pixel: a segment of a JPEG or a chunk of a PNG, of 4 bytes or 12, takes
-# it 4 us, so that 20 MB of nothing else took 20 s; a number of a TIFF 0.5 to 6; a block of a GIF or a byte of garbage
-# between a JPEG's segments 0.1.
-MAX_PARTS = 20_000
-MAX_SMALL_PARTS = 100  # half a millisecond; cameras write a dozen
-_PARTS_PER_PACKED_CHUNK = 1000  # as it is unpacked, to a MB at most: 10 MB of packed profiles took 23 s
-_BYTES_PER_TAG = 12  # at least, of EXIF's and MPF's directories: a tag of them is a part, too
-_PARTS_PER_MORE_EXIF = 200  # a further segment of EXIF, to which Pillow copies all before it
-
 # What decoding takes besides the image as Pillow holds it, in bytes a pixel.
 _PILLOW_BYTES = 4
 _BYTES_BESIDE = {"WEBP": 8, "AVIF": 12, "TIFF": 8}
 
-# A head of a segment, and not stuffing, a fill byte, a restart, or TEM, which libjpeg steps over like a restart.
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-_JPEG_PIECE = 2**16  # bytes
-_PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_RIFF_START, _GIF_STARTS = b"RIFF", (b"GIF87a", b"GIF89a")
-# By TIFF 6.0, section 2, and BigTIFF: order of bytes, and whether offsets have 8. Pillow reads wrong orders, too.
-_TIFF_STARTS: dict[bytes, tuple[Literal["big", "little"], int]] = {
-    b"MM\0*": ("big", 4),
-    b"II*\0": ("little", 4),
-    b"MM*\0": ("big", 4),
-    b"II\0*": ("little", 4),
-    b"MM\0+": ("big", 8),
-    b"II+\0": ("little", 8),
-}
-_TIFF_OPAQUE = (1, 2, 6, 7)  # kinds of values that stay the bytes they are
-_JPEG_START = b"\xff\xd8"
 # A segment that tells Pillow a resolution, which it would otherwise dig out of EXIF when it opens a JPEG: garbage there
 # would cost a good image, and 20 MB of garbage ten seconds. Its fifth byte hides it from libjpeg, to which JFIF would
 # also say that the colours are YCbCr.
@@ -132,7 +103,7 @@ class ImageDecoder:
             self._check_pixels(width, height)
             return to_pixels(Image.fromarray(image), self.spec)
         body = _bytes_of(image)
-        with self._our_errors(body), self._open(body, _outline(body)) as opened:
+        with self._our_errors(body), self._open(body, outline_of(body)) as opened:
             return to_pixels(_beside_others(opened, body), self.spec)
 
     def unless_large(self, image: Encoded | Raster) -> Pixels | int:
@@ -141,7 +112,7 @@ class ImageDecoder:
         if isinstance(image, np.ndarray):
             return self(image)
         body = _bytes_of(image)
-        outline = _outline(body)
+        outline = outline_of(body)
         with self._our_errors(body), self._open(body, outline) as opened:
             num_bytes = _bytes_for(opened, outline)
             return num_bytes if num_bytes > LARGE_BYTES else to_pixels(_beside_others(opened, body), self.spec)
@@ -157,8 +128,8 @@ class ImageDecoder:
         if len(image) > SMALL_BYTES:
             return None
         body = _bytes_of(image)
-        outline = _outline(body)
-        if not _is_plain(body, outline):
+        outline = outline_of(body)
+        if not is_plain(body, outline):
             return None
         with self._our_errors(body), self._open(body, outline) as opened:
             return to_pixels(opened, self.spec) if opened.width * opened.height <= SMALL_PIXELS else None
@@ -189,7 +160,7 @@ class ImageDecoder:
             return False
         return True
 
-    def _open(self, body: bytes, outline: _Outline) -> Image.Image:
+    def _open(self, body: bytes, outline: Outline) -> Image.Image:
         if not body:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
         if outline.num_scans > MAX_SCANS or outline.num_parts > MAX_PARTS:
@@ -197,8 +168,8 @@ class ImageDecoder:
                 f"The image has more than {MAX_PARTS} parts beside its pixels, or more than {MAX_SCANS} scans; save it "
                 "anew, without metadata."
             )
-        if body.startswith(_JPEG_START):
-            body = _JPEG_START + _RESOLUTION + body[len(_JPEG_START) :]
+        if body.startswith(JPEG_START):
+            body = JPEG_START + _RESOLUTION + body[len(JPEG_START) :]
         image = Image.open(io.BytesIO(body), formats=IMAGE_FORMATS)
         for width, height in _declared_sizes(image):
             self._check_pixels(width, height)
@@ -247,120 +218,6 @@ def _bytes_of(encoded: Encoded) -> bytes:
     return body
 
 
-class _Outline(NamedTuple):
-    """``num_parts``, as far as ``MAX_PARTS``, of whatever Pillow reads in Python; scans are a JPEG's."""
-
-    num_parts: int = 0
-    num_scans: int = 0
-    in_first_scan: int = 0  # how many of the colours
-
-
-def _is_plain(body: bytes, outline: _Outline) -> bool:
-    """Whether nothing in it can take longer than its size and its pixels do."""
-    if outline.num_parts > MAX_SMALL_PARTS:
-        return False
-    if body.startswith(_JPEG_START):
-        return outline.num_scans == 1
-    return body.startswith(_PNG_START) and not any(chunk in body for chunk in _PNG_INFLATED)
-
-
-def _outline(body: bytes) -> _Outline:
-    if body.startswith(_JPEG_START):
-        return _outline_of_jpeg(body)
-    if body.startswith(_PNG_START):
-        return _Outline(_num_chunks(body))
-    if body.startswith(_RIFF_START):
-        return _Outline(_num_riff_chunks(body))
-    if body.startswith(_GIF_STARTS):
-        return _Outline(_num_blocks_of_gif(body))
-    return _Outline(_num_values_of_tiff(body) if body[:4] in _TIFF_STARTS else 0)
-
-
-def _outline_of_jpeg(body: bytes) -> _Outline:
-    """What follows the image's end does not count: phones append whole films."""
-    position, num_scans, num_parts, in_first_scan, has_exif = len(_JPEG_START), 0, 0, 0, False
-    while num_parts <= MAX_PARTS:
-        marker = _next_marker(body, position, len(body) if num_scans else min(len(body), position + MAX_PARTS + 2))
-        if not num_scans:  # garbage; behind a scan's head are its pixels
-            num_parts += (marker.start() if marker else len(body)) - position
-        if marker is None or (code := marker[0][1]) == 0xD9:
-            break
-        start, size = marker.end(), int.from_bytes(body[marker.end() : marker.end() + 2])
-        position = min(start + size, len(body))
-        num_parts += 1
-        if code == 0xDA:
-            if not num_scans:
-                in_first_scan = int.from_bytes(body[start + 2 : start + 3])
-            num_scans += 1
-        elif code == 0xE1 and body.startswith(b"Exif", start + 2):
-            num_parts += _PARTS_PER_MORE_EXIF if has_exif else size // _BYTES_PER_TAG
-            has_exif = True
-        elif code == 0xE2 and body.startswith(b"MPF\0", start + 2):
-            num_parts += size // _BYTES_PER_TAG
-        elif code == 0xED:  # Photoshop's, of any number of resources
-            num_parts += body.count(b"8BIM", start, position)
-    return _Outline(num_parts, num_scans, in_first_scan)
-
-
-def _next_marker(body: bytes, start: int, end: int) -> re.Match[bytes] | None:
-    """In pieces of about a millisecond, between which other threads get the interpreter."""
-    pieces = (_JPEG_MARKER.search(body, at, min(at + _JPEG_PIECE + 1, end)) for at in range(start, end, _JPEG_PIECE))
-    return next(filter(None, pieces), None)
-
-
-def _num_chunks(body: bytes) -> int:
-    position, num_chunks = len(_PNG_START), 0
-    while position < len(body) and num_chunks <= MAX_PARTS:
-        size, kind = int.from_bytes(body[position : position + 4]), body[position + 4 : position + 8]
-        num_chunks += _PARTS_PER_PACKED_CHUNK if kind in _PNG_INFLATED else 1
-        if kind == b"eXIf":
-            num_chunks += min(size, MAX_EXIF_BYTES) // _BYTES_PER_TAG
-        elif body.startswith(b"tEXtRaw profile type exif", position + 4):
-            num_chunks += size // (2 * _BYTES_PER_TAG)  # in hexadecimal
-        position += 12 + size
-    return num_chunks
-
-
-def _num_riff_chunks(body: bytes) -> int:
-    position, num_chunks = len(b"RIFFsizeWEBP"), 0
-    while position < len(body) and num_chunks <= MAX_PARTS:
-        size = int.from_bytes(body[position + 4 : position + 8], "little")
-        position += 8 + size + size % 2
-        num_chunks += 1
-    return num_chunks
-
-
-def _num_blocks_of_gif(body: bytes) -> int:
-    """Before the first image; whatever else stands between blocks is skipped byte by byte, as Pillow does."""
-    flags = body[10] if len(body) > 10 else 0
-    position, num_blocks = 13 + (3 << (flags % 8 + 1) if flags >= 0x80 else 0), 0
-    while position < len(body) and num_blocks <= MAX_PARTS and (kind := body[position]) not in b",;":
-        num_blocks += 1
-        position += 2 if kind == ord("!") else 1
-        while kind == ord("!") and position < len(body) and num_blocks <= MAX_PARTS and (size := body[position]):
-            position += 1 + size
-            num_blocks += 1
-        position += kind == ord("!")
-    return num_blocks
-
-
-def _num_values_of_tiff(body: bytes) -> int:
-    """Of the first directory: its entries, and the numbers in them."""
-    order, offset_bytes = _TIFF_STARTS[body[:4]]
-    entry_bytes, count_bytes = 4 + 2 * offset_bytes, 2 if offset_bytes == 4 else 8
-
-    def number(start: int, num_bytes: int) -> int:
-        return int.from_bytes(body[start : start + num_bytes], order)
-
-    directory = number(offset_bytes, offset_bytes)
-    num_values = num_entries = number(directory, count_bytes)
-    for place in range(min(num_entries, MAX_PARTS)):
-        entry = directory + count_bytes + place * entry_bytes
-        if number(entry + 2, 2) not in _TIFF_OPAQUE:
-            num_values += number(entry + 4, offset_bytes)
-    return num_values
-
-
 def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
     """What decoding allocates or goes through, as (width, height) in pixels."""
     yield image.size
@@ -377,7 +234,7 @@ def _beside_others(image: Image.Image, body: bytes) -> Image.Image:
     return webp.decoded(image, body) if isinstance(image, WebPImagePlugin.WebPImageFile) else image
 
 
-def _bytes_for(image: Image.Image, outline: _Outline) -> int:
+def _bytes_for(image: Image.Image, outline: Outline) -> int:
     """About what decoding it takes at once, Pillow's own 4 bytes a pixel included."""
     num_pixels = max(width * height for width, height in _declared_sizes(image))
     num_bytes = (_PILLOW_BYTES + _BYTES_BESIDE.get(image.format or "", 0)) * num_pixels
