@@ -199,7 +199,7 @@ def run(settings: Settings) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from server.app import build_app
     from server.connection import Connection, Doorkeeper, allow_open_files
-    from server.heap import return_large_pieces
+    from server.heap import keep_little
     from server.log import configure, open_standard_files
     from server.tls import tls_options
 
@@ -207,7 +207,7 @@ def run(settings: Settings) -> NoReturn:
     open_standard_files()
     configure(settings.log_level, settings.log_format)
     https = tls_options(settings)
-    return_large_pieces()
+    keep_little()
     app, services = build_app(settings)
     allow_open_files(settings.max_connections)
     closed = services.metrics.connections_closed
