@@ -1,10 +1,9 @@
 """What is free of the memory goes back to the system, instead of waiting in a heap of each thread.
 
-Of itself the C library (glibc) gives each thread a heap, up to eight a core, and each keeps what its busiest moment took:
-200 MB of images and bodies passing by left 60 MiB behind in 16 heaps, more with every new worst case; in one heap 10.
-And it raises the size from which a piece is returned to that of the largest piece that was freed, up to 32 MB. Pillow
-takes an image's memory in pieces of 16 MB, which after the first large image stayed, too: the server held 430 MB more
-after two images of 50 million pixels.
+Of itself the C library (glibc) gives threads up to eight heaps a core, and each keeps what its busiest moment took:
+hostile requests left 60 MiB behind in 16 heaps, and 10 in one. And it raises the size from which a piece is returned
+to that of the largest piece that was freed, up to 32 MB. Pillow takes an image's memory in pieces of 16 MB, which
+after the first large image stayed, too: the server held 430 MB more after two images of 50 million pixels.
 """
 
 from __future__ import annotations
