@@ -7,6 +7,7 @@ an image's row may differ by rounding.
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import random
@@ -43,6 +44,8 @@ ROUNDING = 1e-5  # of a probability in another batch, as the contract has it
 DIGITS = 1e-6  # of a score in JSON
 ROUNDING_BF16 = 2e-3  # the same where weights and products are bfloat16; measured 4e-4 on a processor
 WIDTHS = (0.25, 1.0)  # few, for only those of one width can share a batch
+KINDS = ("bytes", "form", "json", "v2")
+MODEL = "scala-xs-tiny-imagenet"
 CALLERS, ASKED = 24, 10  # requests each
 
 
@@ -84,7 +87,7 @@ def rows_alone(engine: Engine, pixels: NDArray[np.uint8], width: Width) -> NDArr
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, unlike those beside it in all that a request can say."""
+    """One request, unlike those beside it in all that a request can say, and in how it says it."""
 
     name: str
     photo: int
@@ -92,19 +95,32 @@ class Ask:
     top_k: int
     budget_ms: float
     broken: bool
+    kind: str
 
-    @property
-    def path(self) -> str:
-        return f"/v1/classify?top_k={self.top_k}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {
-            "Content-Type": "image/jpeg",
+    def parts(self, photo: bytes) -> tuple[str, bytes, dict[str, str]]:
+        """Its path, body and headers."""
+        headers = {
             "X-Request-Id": self.name,
             "X-Width": f"{self.width:g}",
             "X-Latency-Budget-Ms": f"{self.budget_ms:g}",
         }
+        path, text = f"/v1/classify?top_k={self.top_k}", base64.b64encode(photo).decode()
+        match self.kind:
+            case "form":
+                head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+                headers["Content-Type"] = "multipart/form-data; boundary=b"
+                return path, head + photo + b"\r\n--b--\r\n", headers
+            case "json":
+                headers["Content-Type"] = "application/json"
+                return path, json.dumps({"images": [text]}).encode(), headers
+            case "v2":
+                image = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+                output = {"name": "probabilities", "parameters": {"classification": self.top_k}}
+                body = {"id": self.name, "inputs": [image], "outputs": [output]}
+                return f"/v2/models/{MODEL}/infer", json.dumps(body).encode(), headers
+            case _:
+                headers["Content-Type"] = "image/jpeg"
+                return path, photo, headers
 
 
 def asks(caller: int, num_photos: int) -> Iterator[Ask]:
@@ -117,6 +133,7 @@ def asks(caller: int, num_photos: int) -> Iterator[Ask]:
             top_k=chance.randint(1, 9),
             budget_ms=float(20_000 + 100 * caller + i),
             broken=chance.random() < 0.1,
+            kind=KINDS[(caller + i) % len(KINDS)],
         )
 
 
@@ -128,7 +145,7 @@ async def together(port: int, photos: list[bytes]) -> list[tuple[Ask, Reply]]:
         async def caller(number: int) -> None:
             for ask in asks(number, len(photos)):
                 photo = photos[ask.photo][:200] if ask.broken else photos[ask.photo]
-                answered.append((ask, await client.request("POST", ask.path, photo, ask.headers)))
+                answered.append((ask, await client.request("POST", *ask.parts(photo))))
 
         await asyncio.gather(*(caller(number) for number in range(CALLERS)))
     return answered
@@ -165,17 +182,31 @@ def test_nothing_of_a_request_is_in_anothers_answer(name: str, tmp_path: Path, m
             server.process.terminate()
             assert server.process.wait(30) == 0
     assert len(answered) == CALLERS * ASKED
-    bodies = [(ask, reply.json()) for ask, reply in answered if not ask.broken]
+    bodies = [(ask, said(ask, reply)) for ask, reply in answered if not ask.broken]
     for ask, reply in answered:
         assert (reply.status, reply.headers["x-request-id"]) == (422 if ask.broken else 200, ask.name)
     for ask, body in bodies:
         is_own(ask, body, expected[ask.photo, ask.width], labels)
-    assert max(body["batch_size"] for _, body in bodies) > 1, "or nobody was beside anybody"
+    assert max(body.get("batch_size", 1) for _, body in bodies) > 1, "or nobody was beside anybody"
     assert (plain["budget_ms"], len(plain["predictions"])) == (1000.0, 5), "who asks for nothing gets the defaults"
     assert plain["request_id"] not in {ask.name for ask, _ in answered}
     asked = {ask.name: ask for ask, _ in answered}
     told_in_log(log, asked)
     told_in_traces([attributes(span) | {"span": span} for span in collector.spans], asked)
+
+
+def said(ask: Ask, reply: Reply) -> dict[str, Any]:
+    """An answer in the form of /v1/classify to one image."""
+    body: dict[str, Any] = reply.json()
+    if ask.kind != "v2":
+        return body | body.get("results", [{}])[0]
+    found = (one.split(":", 2) for one in body["outputs"][0]["data"])
+    return {
+        "request_id": body["id"],
+        "budget_ms": body["parameters"]["budget_ms"],
+        "width": float(reply.headers["x-scala-width"]),
+        "predictions": [{"score": float(value), "class_id": int(i), "label": label} for value, i, label in found],
+    }
 
 
 def is_own(ask: Ask, body: dict[str, Any], scores: dict[int, float], labels: list[str]) -> None:
