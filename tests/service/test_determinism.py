@@ -199,7 +199,7 @@ def said(ask: Ask, reply: Reply) -> dict[str, Any]:
     """An answer in the form of /v1/classify to one image."""
     body: dict[str, Any] = reply.json()
     if ask.kind != "v2":
-        return body | body.get("results", [{}])[0]
+        return {**body, **body.get("results", [{}])[0]}
     found = (one.split(":", 2) for one in body["outputs"][0]["data"])
     return {
         "request_id": body["id"],
