@@ -287,6 +287,25 @@ def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.
         decoder(body)
 
 
+def run_length_bmp(width: int, height: int, row: bytes) -> bytes:
+    """Of 4 bits a pixel; each row is the same codes."""
+    codes = (row + b"\x00\x00") * height
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 4, 2, len(codes), 0, 0, 0, 0)
+    start = 14 + len(head) + 4 * 16
+    return b"BM" + struct.pack("<IHHI", start + len(codes), 0, 0, start) + head + bytes(4 * 16) + codes
+
+
+@pytest.mark.parametrize(("width", "height", "row"), [(100, 700, b"\x01\x12" * 100), (2000, 600, b"\xfa\x12" * 8)])
+def test_run_lengths_of_a_bmp_have_limits_of_their_own(
+    decoder: ImageDecoder, width: int, height: int, row: bytes
+) -> None:
+    """Pillow keeps the interpreter for as long as it decodes them."""
+    assert decoder(run_length_bmp(100, 600, b"\x01\x12" * 100)).shape == (64, 64, 3)
+    body = run_length_bmp(width, height, row)
+    with pytest.raises(TooLarge, match=f"BMP has {len(body)} bytes and {width * height} pixels; .* a PNG of it"):
+        decoder.unless_large(body)
+
+
 def test_the_limit_itself_is_allowed() -> None:
     body = encoded(photo(50, 40), "PNG")
     assert ImageDecoder(SPEC, 2000)(body).shape == (64, 64, 3)
