@@ -23,7 +23,7 @@ from scala_model.preprocess import Preprocessing, to_pixels
 from server import webp
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.large_images import LARGE_BYTES
-from server.outline import JPEG_START, MAX_PARTS, MAX_SCANS, Outline, is_plain, outline_of
+from server.outline import JPEG_START, MAX_PARTS, MAX_SCANS, MAX_SMALL_PARTS, Outline, is_plain, outline_of
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -131,7 +131,7 @@ class ImageDecoder:
         if len(image) > SMALL_BYTES:
             return None
         body = _bytes_of(image)
-        outline = outline_of(body)
+        outline = outline_of(body, MAX_SMALL_PARTS)
         if not is_plain(body, outline):
             return None
         with self._our_errors(body), self._open(body, outline) as opened:
