@@ -183,6 +183,8 @@ class ImageDecoder:
             )
         if image.tile and image.tile[0].codec_name == "bmp_rle":
             _check_run_lengths(len(body), image.width * image.height)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_overlap(image)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time. Twice the size that we need is left,
         # so that the final, antialiased resize decides what the image looks like. A square fits both orientations.
         enough = 2 * self.spec.shorter_side
@@ -233,6 +235,17 @@ def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
         width, height = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
         if width > 0 and height > 0:
             yield -(-image.width // width) * width, -(-image.height // height) * height
+
+
+def _check_overlap(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Its strips may cover it again and again: 9900 times the same 20 MB took 24 s."""
+    boxes = [tile.extents for tile in image.tile if tile.extents is not None]
+    num_pixels = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    if num_pixels > len(image.getbands()) * image.width * image.height:  # each colour may have strips of its own
+        raise BrokenImage(
+            f"The image's strips or tiles cover {num_pixels} pixels, of which it has {image.width} x {image.height}: "
+            "save it anew."
+        )
 
 
 def _check_run_lengths(num_bytes: int, num_pixels: int) -> None:

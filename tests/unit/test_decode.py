@@ -276,6 +276,20 @@ def test_a_small_tiff_of_many_long_tiles_is_too_large(decoder: ImageDecoder) -> 
         decoder(tiff_directory(*tags, *tiles))
 
 
+def test_a_tiff_whose_strips_cover_it_again_and_again_is_broken(decoder: ImageDecoder) -> None:
+    """As many as may be took 24 s."""
+
+    def strips(num_rows: int, num_colours: int) -> bytes:
+        light, layout = (2, 2) if num_colours > 1 else (1, 1)
+        tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, light), (273, 4, 6, 134)]
+        tags += [(277, 3, 1, num_colours), (278, 4, 1, num_rows), (279, 4, 6, 158), (284, 3, 1, layout)]
+        return tiff_directory(*tags) + struct.pack("<6L", *[182] * 6) + struct.pack("<6L", *[2048] * 6) + bytes(4096)
+
+    assert decoder(strips(32, 3)).shape == (64, 64, 3)
+    with pytest.raises(BrokenImage, match="cover 12288 pixels, of which it has 64 x 64: save"):
+        decoder.unless_large(strips(63, 1))
+
+
 @pytest.mark.skipif("AVIF" not in IMAGE_FORMATS, reason="Pillow was built without AVIF")
 def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else runs while Pillow copies its pixels."""
