@@ -99,7 +99,7 @@ def test_a_jpeg_of_a_million_trifles_is_refused_at_once(filler: bytes, decode: I
     started = time.process_time()
     with pytest.raises(BrokenImage):
         decode(photo[:2] + filler * 1_000_000 + photo[2:])
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 0.5  # 0.06 to 0.12, instead of seconds
 
 
 def test_a_png_of_a_million_trifles_is_refused_at_once(decode: ImageDecoder) -> None:
