@@ -166,10 +166,12 @@ class ImageDecoder:
     def _open(self, body: bytes, outline: Outline) -> Image.Image:
         if not body:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
-        if outline.num_scans > MAX_SCANS or outline.num_parts > MAX_PARTS:
+        if outline.num_scans > MAX_SCANS:
+            raise BrokenImage(f"The image has more than {MAX_SCANS} scans: save it anew, with fewer.")
+        if outline.num_parts > MAX_PARTS:
             raise BrokenImage(
-                f"The image has more than {MAX_PARTS} parts beside its pixels, or more than {MAX_SCANS} scans; save it "
-                "anew, without metadata."
+                f"The image has more than {MAX_PARTS} parts beside its pixels, such as segments, chunks and tags: "
+                "save it anew, without metadata."
             )
         if body.startswith(JPEG_START):
             body = JPEG_START + _RESOLUTION + body[len(JPEG_START) :]

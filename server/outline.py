@@ -107,13 +107,21 @@ def _num_chunks(body: bytes, most: int) -> int:
     position, num_chunks = len(_PNG_START), 0
     while position < len(body) and num_chunks <= most:
         size, kind = int.from_bytes(body[position : position + 4]), body[position + 4 : position + 8]
-        num_chunks += _PARTS_PER_PACKED_CHUNK if kind in _PNG_INFLATED else 1
+        num_chunks += _PARTS_PER_PACKED_CHUNK if _is_packed(body, kind, position + 8, size) else 1
         if kind == b"eXIf":
             num_chunks += min(size, MAX_EXIF_BYTES) // _BYTES_PER_TAG
         elif body.startswith(b"tEXtRaw profile type exif", position + 4):
             num_chunks += size // (2 * _BYTES_PER_TAG)  # in hexadecimal
         position += 12 + size
     return num_chunks
+
+
+def _is_packed(body: bytes, kind: bytes, start: int, size: int) -> bool:
+    """An iTXt, of text in UTF-8, says behind its keyword whether it is."""
+    if kind == b"iTXt":
+        keyword_end = body.find(b"\0", start, start + size)
+        return keyword_end < 0 or body[keyword_end + 1 : keyword_end + 2] != b"\0"
+    return kind in _PNG_INFLATED
 
 
 def _num_riff_chunks(body: bytes, most: int) -> int:

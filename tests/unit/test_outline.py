@@ -152,6 +152,11 @@ TRIFLES = {
         png_chunk(b"iCCP", b"a\0\0" + PACKED),
         png_chunk(b"iCCP", b"a\0\0" + PACKED) * 1000,
     ),
+    "a PNG's texts": (
+        lambda chunks: png(1, 1, chunks=chunks, pixels=bytes(4)),
+        png_chunk(b"iTXt", b"a\0\0\0\0\0plain") * 30,
+        png_chunk(b"iTXt", b"a\0\1\0\0\0" + PACKED) * 1000,
+    ),
     "a JPEG's EXIF": (
         jpeg_with,
         jpeg_segments(0xE1, b"Exif\0\0", bytes(60_000)),
