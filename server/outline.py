@@ -26,6 +26,7 @@ _PARTS_PER_MORE_EXIF = 200  # a further segment of EXIF, to which Pillow copies 
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _JPEG_PIECE = 2**16  # bytes
 _PNG_INFLATED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of metadata that a few bytes blow up, before any pixel
+_PNG_HEX_EXIF = b"tEXtRaw profile type exif", b"iTXtRaw profile type exif"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _RIFF_START, _GIF_STARTS = b"RIFF", (b"GIF87a", b"GIF89a")
 # By TIFF 6.0, section 2, and BigTIFF: order of bytes, and whether offsets have 8. Pillow reads wrong orders, too.
@@ -110,7 +111,7 @@ def _num_chunks(body: bytes, most: int) -> int:
         num_chunks += _PARTS_PER_PACKED_CHUNK if _is_packed(body, kind, position + 8, size) else 1
         if kind == b"eXIf":
             num_chunks += min(size, MAX_EXIF_BYTES) // _BYTES_PER_TAG
-        elif body.startswith(b"tEXtRaw profile type exif", position + 4):
+        elif body.startswith(_PNG_HEX_EXIF, position + 4):
             num_chunks += size // (2 * _BYTES_PER_TAG)  # in hexadecimal
         position += 12 + size
     return num_chunks

@@ -157,6 +157,11 @@ TRIFLES = {
         png_chunk(b"iTXt", b"a\0\0\0\0\0plain") * 30,
         png_chunk(b"iTXt", b"a\0\1\0\0\0" + PACKED) * 1000,
     ),
+    "a PNG's EXIF in a text": (
+        lambda chunks: png(1, 1, chunks=chunks, pixels=bytes(4)),
+        png_chunk(b"iTXt", b"Raw profile type exif\0\0\0\0\0" + b"\nexif\n 9\n" + b"0" * 10_000),
+        png_chunk(b"iTXt", b"Raw profile type exif\0\0\0\0\0" + b"\nexif\n 9\n" + b"0" * 1_000_000),
+    ),
     "a JPEG's EXIF": (
         jpeg_with,
         jpeg_segments(0xE1, b"Exif\0\0", bytes(60_000)),
