@@ -104,7 +104,7 @@ class Admission:
         self.check_room(1)
         if self.requests >= MAX_REQUESTS_PER_IMAGE * self.max_images:
             if not (overdue := self._overdue()):
-                raise self.shed("Too many uploads are open")
+                raise self.shed(f"{self.requests} uploads are open, as many as may be")
             self.end(overdue[0])
         permit = Permit(self, time.monotonic())
         self._permits.add(permit)
@@ -148,7 +148,7 @@ class Admission:
                     ending.append(other)
                     excess -= other.num_bytes
         if excess > 0:
-            raise self.shed("The server holds as many bytes of uploads as it may")
+            raise self.shed(f"The uploads of all clients would be more than {most} bytes together, the limit")
         return ending
 
     def _overdue(self) -> list[Permit]:

@@ -60,11 +60,12 @@ class Doorkeeper:
     closed: Callable[[str], object]
 
     def make_room(self, connections: Collection[Connection], newest: Connection) -> None:
-        """Close some connections of those on which it is the client's turn; the newest if there is no other."""
+        """Close some connections of those whose client keeps the server waiting; the newest if there is no other."""
         num_closed = min(_AT_ONCE, max(1, len(connections) // _SHARE_TO_CLOSE))
-        waiting = [each for each in connections if each.is_clients_turn and each is not newest] or [newest]
         now = time.monotonic()
-        for each in heapq.nlargest(num_closed, waiting, key=lambda each: (now - each.since) / each.worth):
+        waiting = {each: each.waits_since for each in connections if each is not newest}
+        by_age = {each: (now - since) / each.worth for each, since in waiting.items() if since is not None}
+        for each in heapq.nlargest(num_closed, by_age, key=by_age.__getitem__) or [newest]:
             _attempt(each, each.give_way)
 
     def look(self, connections: Collection[Connection], now: float) -> None:
@@ -112,6 +113,13 @@ class Connection(HttpToolsProtocol):
         """Whether nothing can be done before the client sends more, or leaves."""
         current = self._current
         return current is None or current.response_complete or current.more_body
+
+    @property
+    def waits_since(self) -> float | None:
+        """From when on the client has kept the server waiting: for what it sends, or to take what is sent to it."""
+        if self.is_clients_turn:
+            return self.since
+        return self._unsent_since if self.transport.get_write_buffer_size() else None
 
     @property
     def worth(self) -> float:

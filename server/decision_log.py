@@ -13,7 +13,7 @@ A file begins with header, profile and plan, and behind a gap come profile and p
 was deleted or lost before. Floats are written in full, so that they are read back bit for bit.
 
 What cannot be written is lost. It is tried again every half a minute, with a file of its own for what comes then, which
-begins with the gap; a file that holds no whole decision is not kept.
+begins with the gap. What was written of a decision in part is not kept, nor is a file that holds no whole one.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class _Writer(threading.Thread):
         self._num_missing = 0  # since the failure
         self._file: io.FileIO | None = None  # without a buffer: what could not be written must not be tried for ever
         self._path = folder  # of the file
-        self._num_files = self._num_written = 0  # that were kept; entries in the last of them
+        self._num_files = self._whole_bytes = 0  # that were kept; of whole entries in the last of them
 
     def take(self, entry: Entry, opens: bool) -> bool:
         """Whether there was room for it; ``opens``: it begins a new file."""
@@ -278,8 +278,9 @@ class _Writer(threading.Thread):
                 assert self._file is not None, "the first entry opens a file"
                 num_written += self._file.write(data[num_written:])
         finally:
-            num_whole = bisect_right([*accumulate(len(entry.text) for entry in entries)], num_written)
-            self._num_written += num_whole
+            ends = [0, *accumulate(len(entry.text) for entry in entries)]
+            num_whole = bisect_right(ends, num_written) - 1
+            self._whole_bytes += ends[num_whole]
             del entries[:num_whole]
 
     def _open_next(self) -> None:
@@ -288,7 +289,7 @@ class _Writer(threading.Thread):
         self._make_room()
         self._path = self._folder / f"{self._names[0]}-{self._num_files + 1:06d}{self._names[1]}"
         self._file = self._path.open("wb", buffering=0)
-        self._num_files, self._num_written = self._num_files + 1, 0
+        self._num_files, self._whole_bytes = self._num_files + 1, 0
 
     def _make_room(self) -> None:
         """Others may delete files of the folder, too, and at any time."""
@@ -305,9 +306,11 @@ class _Writer(threading.Thread):
         if self._file is None:
             return
         with suppress(OSError):
+            self._file.truncate(self._whole_bytes)  # a gap in what was written in part would be told twice
+        with suppress(OSError):
             self._file.close()
         self._file = None
-        if not self._num_written:  # it is begun again
+        if not self._whole_bytes:  # it is begun again
             self._num_files -= 1
             with suppress(OSError):
                 self._path.unlink()

@@ -23,7 +23,7 @@ from scala_model.preprocess import Preprocessing, to_pixels
 from server import webp
 from server.errors import BadRequest, BrokenImage, RequestError, TooLarge, Unavailable, UnsupportedImage
 from server.large_images import LARGE_BYTES
-from server.outline import JPEG_START, MAX_PARTS, MAX_SCANS, Outline, is_plain, outline_of
+from server.outline import JPEG_START, MAX_PARTS, MAX_SCANS, MAX_SMALL_PARTS, Outline, is_plain, outline_of
 from server.types import SMALL_BYTES, Encoded, Pixels, Raster
 
 _MEDIA_TYPES_OF = {
@@ -50,6 +50,9 @@ SMALL_PIXELS = 256 * 256  # with SMALL_BYTES, decoded in about a millisecond at 
 
 # Pillow copies the pixels of an AVIF while it keeps the interpreter's lock: 16 million for 35 ms, 49 for 140.
 MAX_AVIF_PIXELS = 16_000_000
+
+# Pillow decodes the run lengths of a BMP in Python: 20 MB of them for 11 s, and 15 million pixels of 4 bits for 1.6.
+MAX_RUN_LENGTH_BYTES, MAX_RUN_LENGTH_PIXELS = 2**17, 2**20
 
 # What decoding takes besides the image as Pillow holds it, in bytes a pixel.
 _PILLOW_BYTES = 4
@@ -128,7 +131,7 @@ class ImageDecoder:
         if len(image) > SMALL_BYTES:
             return None
         body = _bytes_of(image)
-        outline = outline_of(body)
+        outline = outline_of(body, MAX_SMALL_PARTS)
         if not is_plain(body, outline):
             return None
         with self._our_errors(body), self._open(body, outline) as opened:
@@ -163,10 +166,12 @@ class ImageDecoder:
     def _open(self, body: bytes, outline: Outline) -> Image.Image:
         if not body:
             raise BadRequest("The image is empty; send the bytes of an encoded image.")
-        if outline.num_scans > MAX_SCANS or outline.num_parts > MAX_PARTS:
+        if outline.num_scans > MAX_SCANS:
+            raise BrokenImage(f"The image has more than {MAX_SCANS} scans: save it anew, with fewer.")
+        if outline.num_parts > MAX_PARTS:
             raise BrokenImage(
-                f"The image has more than {MAX_PARTS} parts beside its pixels, or more than {MAX_SCANS} scans; save it "
-                "anew, without metadata."
+                f"The image has more than {MAX_PARTS} parts beside its pixels, such as segments, chunks and tags: "
+                "save it anew, without metadata."
             )
         if body.startswith(JPEG_START):
             body = JPEG_START + _RESOLUTION + body[len(JPEG_START) :]
@@ -178,6 +183,10 @@ class ImageDecoder:
                 f"The image declares {image.width} x {image.height} = {num_pixels} pixels; the limit for AVIF is "
                 f"{MAX_AVIF_PIXELS}: send a smaller one, or a JPEG or PNG of it."
             )
+        if image.tile and image.tile[0].codec_name == "bmp_rle":
+            _check_run_lengths(len(body), image.width * image.height)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_overlap(image)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time. Twice the size that we need is left,
         # so that the final, antialiased resize decides what the image looks like. A square fits both orientations.
         enough = 2 * self.spec.shorter_side
@@ -228,6 +237,25 @@ def _declared_sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
         width, height = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
         if width > 0 and height > 0:
             yield -(-image.width // width) * width, -(-image.height // height) * height
+
+
+def _check_overlap(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Its strips may cover it again and again: 9900 times the same 20 MB took 24 s."""
+    boxes = [tile.extents for tile in image.tile if tile.extents is not None]
+    num_pixels = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    if num_pixels > len(image.getbands()) * image.width * image.height:  # each colour may have strips of its own
+        raise BrokenImage(
+            f"The image's strips or tiles cover {num_pixels} pixels, of which it has {image.width} x {image.height}: "
+            "save it anew."
+        )
+
+
+def _check_run_lengths(num_bytes: int, num_pixels: int) -> None:
+    if num_bytes > MAX_RUN_LENGTH_BYTES or num_pixels > MAX_RUN_LENGTH_PIXELS:
+        raise TooLarge(
+            f"The run-length encoded BMP has {num_bytes} bytes and {num_pixels} pixels; the limits for such are "
+            f"{MAX_RUN_LENGTH_BYTES} and {MAX_RUN_LENGTH_PIXELS}: send it without run lengths, or a PNG of it."
+        )
 
 
 def _beside_others(image: Image.Image, body: bytes) -> Image.Image:

@@ -173,7 +173,7 @@ class Server(uvicorn.Server):
         now = asyncio.get_running_loop().time
         leave_by = now() + self._timeout_s - SHUTDOWN_S
         if self._lifecycle.started:
-            await asyncio.sleep(min(self._grace_s, self._timeout_s))
+            await asyncio.sleep(min(self._grace_s, self._timeout_s - SHUTDOWN_S))
         self._lifecycle.refusing = True
         await self._refuse_the_last(min(now() + LAST_CALL_S, leave_by))
         while self._lifecycle.in_flight and now() < leave_by:

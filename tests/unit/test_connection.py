@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"
 START = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
 BIG = 16 * 2**20  # more than the sockets of both sides hold
+PIECE = 2**16
 TIMEOUT_S, KEEP_ALIVE_S = 30.0, 75.0
 
 
@@ -62,7 +63,8 @@ class Door:
         self.keeper = Doorkeeper(self.max_connections, TIMEOUT_S, lambda why: self.closed.update([why]))
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """``/echo`` tells headers and body; ``/hold`` waits for the test; ``/unread`` does not wait for the body."""
+        """``/echo`` tells headers and body; ``/hold`` waits for the test; ``/unread`` does not wait for the body;
+        ``/pieces`` sends ``/big`` as fast as it is taken."""
         self.num_started += 1
         body, more = b"", scope["path"] != "/unread"
         while more:
@@ -74,9 +76,13 @@ class Door:
         if scope["path"] == "/hold":
             await self.go_on.wait()
         told = {"headers": [name.decode() for name, _ in scope["headers"]], "body": body.decode()}
-        answer = b"x" * BIG if scope["path"] == "/big" else json.dumps(told).encode()
+        answer = b"x" * BIG if scope["path"] in ("/big", "/pieces") else json.dumps(told).encode()
         head = [(b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": head})
+        if scope["path"] == "/pieces":
+            while len(answer) > PIECE:
+                await send({"type": "http.response.body", "body": answer[:PIECE], "more_body": True})
+                answer = answer[PIECE:]
         await send({"type": "http.response.body", "body": answer})
 
     async def opened(self, sent: bytes = b"") -> Client:
@@ -580,6 +586,22 @@ def test_when_all_connections_are_being_answered_the_newest_is_refused(at_door: 
         idle, newest = held[0], await door.opened(GET)
         assert (await newest.answer())[0] == 200
         assert await idle.is_closed(), "who waited longest, without a word"
+
+    at_door(scenario, max_connections=3)
+
+
+def test_who_does_not_take_an_answer_gives_way(at_door: Callable[..., None]) -> None:
+    async def scenario(door: Door) -> None:
+        unread = [await door.opened(GET.replace(b"echo", b"pieces")) for _ in range(2)]
+        held = await door.opened(GET.replace(b"echo", b"hold"))
+        await door.look(0)
+        newcomers = [await door.opened(GET.replace(b"echo", b"hold")) for _ in range(2)]
+        for each in unread:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await each.reader.readexactly(BIG)
+        door.go_on.set()
+        assert [(await each.answer())[0] for each in (held, *newcomers)] == [200, 200, 200]
+        assert door.closed == {"full": 2}
 
     at_door(scenario, max_connections=3)
 

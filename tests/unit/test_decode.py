@@ -276,6 +276,20 @@ def test_a_small_tiff_of_many_long_tiles_is_too_large(decoder: ImageDecoder) -> 
         decoder(tiff_directory(*tags, *tiles))
 
 
+def test_a_tiff_whose_strips_cover_it_again_and_again_is_broken(decoder: ImageDecoder) -> None:
+    """As many as may be took 24 s."""
+
+    def strips(num_rows: int, num_colours: int) -> bytes:
+        light, layout = (2, 2) if num_colours > 1 else (1, 1)
+        tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, light), (273, 4, 6, 134)]
+        tags += [(277, 3, 1, num_colours), (278, 4, 1, num_rows), (279, 4, 6, 158), (284, 3, 1, layout)]
+        return tiff_directory(*tags) + struct.pack("<6L", *[182] * 6) + struct.pack("<6L", *[2048] * 6) + bytes(4096)
+
+    assert decoder(strips(32, 3)).shape == (64, 64, 3)
+    with pytest.raises(BrokenImage, match="cover 12288 pixels, of which it has 64 x 64: save"):
+        decoder.unless_large(strips(63, 1))
+
+
 @pytest.mark.skipif("AVIF" not in IMAGE_FORMATS, reason="Pillow was built without AVIF")
 def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else runs while Pillow copies its pixels."""
@@ -285,6 +299,25 @@ def test_avif_has_a_limit_of_its_own(decoder: ImageDecoder, monkeypatch: pytest.
     monkeypatch.setattr(decode, "MAX_AVIF_PIXELS", 1999)
     with pytest.raises(TooLarge, match=r"50 x 40 = 2000 pixels; the limit for AVIF is 1999: .* a JPEG or PNG"):
         decoder(body)
+
+
+def run_length_bmp(width: int, height: int, row: bytes) -> bytes:
+    """Of 4 bits a pixel; each row is the same codes."""
+    codes = (row + b"\x00\x00") * height
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 4, 2, len(codes), 0, 0, 0, 0)
+    start = 14 + len(head) + 4 * 16
+    return b"BM" + struct.pack("<IHHI", start + len(codes), 0, 0, start) + head + bytes(4 * 16) + codes
+
+
+@pytest.mark.parametrize(("width", "height", "row"), [(100, 700, b"\x01\x12" * 100), (2000, 600, b"\xfa\x12" * 8)])
+def test_run_lengths_of_a_bmp_have_limits_of_their_own(
+    decoder: ImageDecoder, width: int, height: int, row: bytes
+) -> None:
+    """Pillow keeps the interpreter for as long as it decodes them."""
+    assert decoder(run_length_bmp(100, 600, b"\x01\x12" * 100)).shape == (64, 64, 3)
+    body = run_length_bmp(width, height, row)
+    with pytest.raises(TooLarge, match=f"BMP has {len(body)} bytes and {width * height} pixels; .* a PNG of it"):
+        decoder.unless_large(body)
 
 
 def test_the_limit_itself_is_allowed() -> None:

@@ -18,12 +18,14 @@ from tests.unit.virtual_time import Clock, run
 GRACE_S, TIMEOUT_S = 5.0, 30.0
 
 
-def make_server(lifecycle: Lifecycle, keeper: Doorkeeper) -> Server:
+def make_server(lifecycle: Lifecycle, keeper: Doorkeeper, grace_s: float = GRACE_S) -> Server:
     config = uvicorn.Config("none", log_config=None)
-    return Server(config, lifecycle, keeper, grace_s=GRACE_S, timeout_s=TIMEOUT_S)
+    return Server(config, lifecycle, keeper, grace_s=grace_s, timeout_s=TIMEOUT_S)
 
 
-def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flight_until_s: float = 0.0) -> float:
+def leaves_after(
+    *, started: bool = True, requests_until_s: float = 0.0, in_flight_until_s: float = 0.0, grace_s: float = GRACE_S
+) -> float:
     """Seconds from the signal to the end, with a request answered ten times a second and one that takes long."""
     left_after = 0.0
 
@@ -31,7 +33,7 @@ def leaves_after(*, started: bool = True, requests_until_s: float = 0.0, in_flig
         nonlocal left_after
         lifecycle = Lifecycle()
         lifecycle.started, lifecycle.in_flight = started, 1
-        server = make_server(lifecycle, Doorkeeper(10, 30.0, str))
+        server = make_server(lifecycle, Doorkeeper(10, 30.0, str), grace_s)
         server.handle_exit(signal.SIGTERM, None)
         assert not lifecycle.ready
         signalled = clock.now
@@ -62,6 +64,11 @@ def test_it_does_not_wait_for_ever_for_those_who_go_on_asking() -> None:
 def test_who_is_being_served_is_waited_for_up_to_the_timeout() -> None:
     assert leaves_after(in_flight_until_s=12.0) == pytest.approx(12.0, abs=0.25)
     assert leaves_after(in_flight_until_s=math.inf) == pytest.approx(TIMEOUT_S - SHUTDOWN_S, abs=0.15)
+
+
+def test_a_grace_as_long_as_the_timeout_leaves_time_to_close_the_connections() -> None:
+    left_after = leaves_after(in_flight_until_s=math.inf, grace_s=TIMEOUT_S)
+    assert left_after == pytest.approx(TIMEOUT_S - SHUTDOWN_S, abs=0.15)
 
 
 @pytest.mark.parametrize("failed", [False, True])

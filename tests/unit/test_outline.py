@@ -99,7 +99,7 @@ def test_a_jpeg_of_a_million_trifles_is_refused_at_once(filler: bytes, decode: I
     started = time.process_time()
     with pytest.raises(BrokenImage):
         decode(photo[:2] + filler * 1_000_000 + photo[2:])
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 0.5  # 0.06 to 0.12, instead of seconds
 
 
 def test_a_png_of_a_million_trifles_is_refused_at_once(decode: ImageDecoder) -> None:
@@ -151,6 +151,16 @@ TRIFLES = {
         lambda chunks: png(1, 1, chunks=chunks, pixels=bytes(4)),
         png_chunk(b"iCCP", b"a\0\0" + PACKED),
         png_chunk(b"iCCP", b"a\0\0" + PACKED) * 1000,
+    ),
+    "a PNG's texts": (
+        lambda chunks: png(1, 1, chunks=chunks, pixels=bytes(4)),
+        png_chunk(b"iTXt", b"a\0\0\0\0\0plain") * 30,
+        png_chunk(b"iTXt", b"a\0\1\0\0\0" + PACKED) * 1000,
+    ),
+    "a PNG's EXIF in a text": (
+        lambda chunks: png(1, 1, chunks=chunks, pixels=bytes(4)),
+        png_chunk(b"iTXt", b"Raw profile type exif\0\0\0\0\0" + b"\nexif\n 9\n" + b"0" * 10_000),
+        png_chunk(b"iTXt", b"Raw profile type exif\0\0\0\0\0" + b"\nexif\n 9\n" + b"0" * 1_000_000),
     ),
     "a JPEG's EXIF": (
         jpeg_with,
@@ -213,6 +223,20 @@ def test_what_has_many_parts_is_not_decoded_in_place(decode: ImageDecoder) -> No
         assert decode.if_small(plain[:33] + png_chunk(kind, prefix + few) + plain[33:]) is not None
         assert decode.if_small(plain[:33] + png_chunk(kind, prefix + many) + plain[33:]) is None, "many tags"
     assert decode.if_small(plain[:33] + png_chunk(b"abCd", b"") * 1000 + plain[33:]) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xff\xd8" + b"\xff\xfe\x00\x02" * 8000, b"II*\0\x08\0\0\0\xff\xff" + bytes(32_000)], ids=["JPEG", "TIFF"]
+)
+def test_parts_are_counted_in_place_only_as_far_as_matters(body: bytes, decode: ImageDecoder) -> None:
+    """All 8,000 of them kept the event loop for 25 ms."""
+
+    def seconds() -> float:
+        started = time.thread_time()
+        assert decode.if_small(body) is None
+        return time.thread_time() - started
+
+    assert min(seconds() for _ in range(5)) < 0.005
 
 
 def test_a_film_behind_a_photo_is_no_part_of_it(decode: ImageDecoder) -> None:
