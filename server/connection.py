@@ -1,12 +1,13 @@
 """What a stranger may do with a connection: uvicorn's HTTP, with a limit on all that it would do or keep for a client.
 
-uvicorn itself waits for a head, or for an answer to be taken, as long as a client likes; it keeps heads of any size and
-requests sent in advance without end. Here it is at any time either the server's turn, from a request's last byte to its
-answer, or the client's, since an instant that is looked at once a second: requests cost no timer. Of more connections
-than may be, those go on which it has been the client's turn for longest, for what the connection is worth: an idle one
-is waited for four times as long as one that never said anything, and a request that comes in four times as long as
-that. So who holds many connections shuts nobody out, whether he says nothing, asks for a trifle on each or begins to
-upload: where 200 new ones a second push through 1,000, each lives for 5 s, and an idle one among uploads for 1.25 s.
+uvicorn itself waits for a head, or for an answer to be taken, as long as a client likes; it keeps heads of any size
+and requests sent in advance without end. Here it is at any time either the server's turn, from a request's last byte
+to its answer, or the client's, since an instant that is looked at once a second, without a timer a request. So is an
+answer that is not taken. Of more connections than may be, those go on which it has been the client's turn for longest,
+for what the connection is worth: an idle one is waited for four times as long as one that never said anything, and a
+request that comes in four times as long as that. So who holds many connections shuts nobody out, whether he says
+nothing, asks for a trifle on each or begins to upload: where 200 new ones a second push through 1,000, each lives for
+5 s, and an idle one among uploads for 1.25 s.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ class ImageDecoder:
             raise BrokenImage(f"The image has more than {MAX_SCANS} scans: save it anew, with fewer.")
         if outline.num_parts > MAX_PARTS:
             raise BrokenImage(
-                f"The image has more than {MAX_PARTS} parts beside its pixels, such as segments, chunks and tags: "
-                "save it anew, without metadata."
+                f"The image has more than {MAX_PARTS} parts beside its pixels, such as segments, chunks, tags "
+                "and strips: save it anew, without metadata, a TIFF in few strips."
             )
         if body.startswith(JPEG_START):
             body = JPEG_START + _RESOLUTION + body[len(JPEG_START) :]

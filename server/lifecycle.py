@@ -78,12 +78,12 @@ class Lifecycle:
     def check_serving(self) -> None:
         """Raises Unavailable while starting, after the grace period of a drain, and after a failure."""
         if self.refusing or self.failed is not None or not self.started:
-            raise Unavailable(f"The server is not serving: {self.why_not_ready()}.")
+            raise Unavailable(f"The server is not serving: {self.why_not_ready()}; try again.")
 
     def check_working(self) -> None:
         """Raises Unavailable after a failure. Who was let in before a drain's end is served, however long it takes."""
         if self.failed is not None:
-            raise Unavailable(f"The server is not serving: {self.why_not_ready()}.")
+            raise Unavailable(f"The server is not serving: {self.why_not_ready()}; try again.")
 
     def fail(self, why: str) -> None:
         self.failed = self.failed or why
@@ -94,7 +94,9 @@ class Lifecycle:
             task.cancel()
 
     def farewell(self) -> Unavailable:
-        return Unavailable(f"The server had to leave before the request was answered: {self.why_not_ready()}.")
+        return Unavailable(
+            f"The server had to leave before the request was answered: {self.why_not_ready()}; try again."
+        )
 
 
 class Server(uvicorn.Server):

@@ -88,7 +88,7 @@ UNSERVED = {  # how a request that was understood may end without an answer, on 
     500: ("A bug; it is in the log", errors.EngineFailed("The engine failed on this batch.")),
     503: (
         "Starting, draining or failed",
-        errors.Unavailable("The server is not serving: starting: the first widths are being warmed."),
+        errors.Unavailable("The server is not serving: starting: the first widths are being warmed; try again."),
     ),
     504: ("The deadline came first", errors.Expired("The deadline passed after 100 ms.")),
 }

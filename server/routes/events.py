@@ -39,7 +39,7 @@ async def events(request: Request) -> EventStream:
     """One event a second, beginning with those of the last two minutes; each event's `data` is a `Tick` in JSON."""
     services: Services = request.scope["state"]["services"]
     if services.pulse.over:
-        raise Unavailable(f"There are no more events: {services.lifecycle.why_not_ready()}.")
+        raise Unavailable(f"There are no more events: {services.lifecycle.why_not_ready()}; try again.")
     if services.pulse.listeners >= MAX_LISTENERS:
         raise Unavailable(f"{MAX_LISTENERS} clients listen to events already, the most there may be: close one first.")
     return EventStream(services.pulse)

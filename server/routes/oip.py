@@ -176,7 +176,7 @@ def _classifier(services: Services) -> Classifier:
 
 def _check_ready(services: Services) -> None:
     if not services.lifecycle.ready:
-        raise Unavailable(f"The server is not ready: {services.lifecycle.why_not_ready()}.")
+        raise Unavailable(f"The server is not ready: {services.lifecycle.why_not_ready()}; try again.")
 
 
 async def _read_query(request: Request) -> schemas.IndexQuery:

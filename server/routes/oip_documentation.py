@@ -34,7 +34,7 @@ _STATISTICS = {
 _NOT_READY = {
     503: refused(
         "Starting, draining or failed",
-        errors.Unavailable("The server is not ready: starting: the first widths are being warmed."),
+        errors.Unavailable("The server is not ready: starting: the first widths are being warmed; try again."),
     )
 }
 _UNKNOWN = {

@@ -92,7 +92,7 @@ def test_an_upload_that_is_not_through_by_the_drain_timeout_is_told_so(tmp_path:
     assert head.startswith(b"http/1.1 503 ")
     for line in (b"connection: close", b"content-type: application/problem+json", b"x-content-type-options: nosniff"):
         assert line in head
-    assert b"the server had to leave before the request was answered: draining." in body
+    assert b"the server had to leave before the request was answered: draining; try again." in body
     assert b"x-request-id: " in head
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log, log
