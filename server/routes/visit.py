@@ -77,7 +77,7 @@ class Visit:
     def narrow(self, terms: Terms) -> None:
         """The body named other terms than the head; their deadline may have passed while it came in."""
         self.terms = self._state["terms"] = terms
-        if (left_s := terms.deadline - time.monotonic()) <= 0:
+        if (left_s := terms.deadline - time.monotonic()) <= 0 or self.permit.gave_way:
             raise TimeoutError
         self.limit.reschedule(asyncio.get_running_loop().time() + left_s)
 

@@ -28,6 +28,7 @@ from server.latency_profile import LatencyProfile
 from server.lifecycle import Lifecycle
 from server.load_monitor import LoadMonitor
 from server.request_queue import RequestQueue
+from server.routes.visit import Visit
 from server.types import Job, Terms
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.virtual_time import Clock
@@ -217,6 +218,16 @@ def test_an_idle_upload_ends_for_another_when_there_are_too_many(desk: Desk) -> 
         inside.enter_context(desk.admission.permit(None))
         assert (ended, desk.admission.requests) == ([0], most)
     assert desk.held == NOTHING
+
+
+def test_an_upload_that_gave_way_gets_no_new_deadline(desk: Desk) -> None:
+    """That of a V2 body, which came in whole at the same moment; nobody counted its bytes any more."""
+    visit = Visit(mock.Mock(), desk.terms(1000), mock.Mock(), {})
+    with desk.admission.permit(None) as visit.permit:
+        visit.permit.end_upload = mock.Mock()
+        desk.admission.end(visit.permit)
+        with pytest.raises(TimeoutError):
+            visit.narrow(desk.terms(500))
 
 
 def test_a_request_may_hold_as_many_images_as_the_queue(desk: Desk) -> None:
