@@ -90,6 +90,7 @@ class Trainer:
         if recipe.ema_decay is not None:
             self.ema = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self._standardise = Standardise(self.preprocessing).to(self.device)
+        self.in_bfloat16 = recipe.autocast == "bfloat16" and has_bfloat16(self.device)
         self.optimizer = torch.optim.AdamW(_decay_groups(self.model, recipe.weight_decay), lr=0.0, fused=True)
         self.steps_per_epoch = len(data.labels) // recipe.batch_size
         self.num_steps = round(recipe.epochs * self.steps_per_epoch)
@@ -238,7 +239,7 @@ class Trainer:
             return self.model.heads(images, width)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bfloat16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16)
 
     def _update(self, widths: tuple[Width, ...], losses: Tensor) -> dict[str, Any]:
         recipe, parameters = self.recipe, list(self.model.parameters())
@@ -357,6 +358,14 @@ class Trainer:
 
 
 @lru_cache(maxsize=2)
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it computes in bfloat16. A processor that does not emulates it, at a tenth of float32's speed."""
+    if device.type != "cpu":
+        return True
+    asks = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # absent where torch is without oneDNN
+    return asks is not None and bool(asks())
+
+
 def _order(seed: int, epoch: int, count: int, device: torch.device) -> Tensor:
     """All images in the order of one epoch, where the labels are: a resident set is indexed without a copy."""
     generator = torch.Generator().manual_seed(random.Random(f"order {seed} {epoch}").getrandbits(63))

@@ -46,7 +46,8 @@ class Recipe:
 
     ``resident_size`` is the side, in pixels, of the stored images that crops are taken from. Switched off by default:
     ``mixup`` and ``cutmix`` (the Beta distribution's parameter), ``rand_augment`` (magnitude, 0 to 10), ``erasing`` and
-    ``drop_path`` (chances), ``ema_decay``, ``clip_grad_norm``.
+    ``drop_path`` (chances), ``ema_decay``, ``clip_grad_norm``. A processor that could only emulate the bfloat16 of
+    ``autocast`` trains in float32.
     """
 
     config: ScalaConfig

@@ -110,6 +110,8 @@ def prepare(
         init=None if start is None else start.card["weights_sha256"],
         fingerprint=images.fingerprint,
     )
+    if recipe.autocast == "bfloat16" and not trainer.in_bfloat16:
+        say("Training in float32: this processor could only emulate bfloat16")
     if weights is not None:
         trainer.start_from(weights)
     if trainer.resume():
@@ -213,6 +215,7 @@ def _facts(name: str, method: str, trainer: Trainer, dataset: str) -> dict[str, 
             for key, value in switched.items()
             if type(value) in (int, float, str) and value
         },
+        "autocast": "bfloat16" if trainer.in_bfloat16 else "float32",
         "steps": trainer.num_steps,
         "seed": trainer.seed,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",

@@ -18,11 +18,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from scala_model import ScalaConfig, ScalaViT
 from scala_model.preprocess import Preprocessing
+from scala_model.train import loop
 from scala_model.train.data import ImageSet
 from scala_model.train.evaluation import evaluate
 from scala_model.train.loop import Teacher, Trainer, TrainingError
 from scala_model.train.parallel import Processes
 from scala_model.train.recipe import Recipe, separate, us_net, with_epochs, without
+from scala_model.width import Width
 
 TOY = Recipe(
     config=ScalaConfig(
@@ -92,6 +94,15 @@ def test_every_width_learns(tmp_path: Path) -> None:
     accuracies = {str(width): result.accuracy(width) for width in run.recipe.config.widths}
     assert accuracies.keys() == {"0.25", "0.625", "1"}
     assert min(accuracies.values()) > 0.5, accuracies  # chance is 0.1
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_bfloat16_is_not_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: able)
+    run = trainer(tmp_path, replace(TOY, autocast="bfloat16"))
+    (logits,) = run._heads(torch.zeros(2, 3, 12, 12), Width(1.0))
+    assert logits.dtype is (torch.bfloat16 if able else torch.float32)
+    assert not trainer(tmp_path).in_bfloat16, "nobody asked for it"
 
 
 # -- going on after a stop
