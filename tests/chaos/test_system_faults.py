@@ -31,6 +31,7 @@ from tests.chaos.callers import calling, expect_in_time, expect_served, left_aft
 from tests.chaos.conftest import Tally
 from tests.chaos.faulty_server import BLOCKED_S, STANDSTILL_S
 from tests.service.service_process import ROOT, Running, serving
+from tests.unit.toy import write_toy
 
 pytestmark = pytest.mark.service
 BUDGET_MS = 500.0
@@ -159,19 +160,22 @@ def test_a_checkpoint_that_goes_bad_under_a_server_is_nothing_to_it_and_ends_the
     tmp_path: Path, photos: list[bytes], tally: Tally, profiles: str
 ) -> None:
     """The weights are read, not mapped: a file that is cut short is no bus error."""
-    folder = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint")
+    folder, other = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint"), write_toy(tmp_path / "other")
     with serving(tmp_path / "log", CHECKPOINT=str(folder), PROFILE_DIR=profiles) as server:
         server.wait_ready()  # and widths are still being loaded
         with calling(server, photos, BUDGET_MS) as seen:
             os.truncate(folder / WEIGHTS, 1000)
             (folder / CARD).write_text("{")
+            time.sleep(0.3)
+            for name in (CARD, WEIGHTS):  # another network's, good as they are
+                os.replace(other / name, folder / name)
             recovery_s = well_after(warmed(server), photos[0])
             before = class_of(server, photos[0])
         expect_served(seen)
         with serving(tmp_path / "healthy", PROFILE_DIR=profiles) as healthy:
             healthy.wait_ready()
             assert class_of(healthy, photos[0]) == before
-    tell(tally, "checkpoint cut short and overwritten while it is served", seen, recovery_s)
+    tell(tally, "checkpoint cut short, overwritten and replaced while it is served", seen, recovery_s)
     for damage in (CARD, WEIGHTS):
         fresh = shutil.copytree(default_checkpoint(), tmp_path / damage)
         os.truncate(fresh / damage, 1000)
