@@ -138,7 +138,10 @@ class Admission:
         Raises TooLarge, or Shed when even that would not make room.
         """
         if body_bytes > self.max_body_bytes:
-            raise TooLarge(f"The body has {body_bytes} bytes or more; the limit is {self.max_body_bytes}: send less.")
+            raise TooLarge(
+                f"The body has {body_bytes} bytes or more; the limit is {self.max_body_bytes} (SCALA_MAX_BODY_BYTES): "
+                "send less."
+            )
         small = SMALL_SHARE * body_bytes <= self.max_body_bytes
         most = (MAX_INFLIGHT_BODIES - (0 if small else RESERVED_BODIES)) * self.max_body_bytes
         excess, ending = self.inflight_bytes + more_bytes - most, list[Permit]()
@@ -159,9 +162,12 @@ class Admission:
 
     def check_room(self, images: int) -> None:
         if images > self.max_images:
-            raise TooLarge(f"The request holds {images} images; the queue holds {self.max_images}: send fewer at once.")
+            raise TooLarge(
+                f"The request holds {images} images; the queue holds {self.max_images} (SCALA_MAX_QUEUE): send fewer "
+                "at once."
+            )
         if self.images + images > self.max_images:
-            raise self.shed(f"The queue is full ({self.max_images} images)")
+            raise self.shed(f"The queue is full (SCALA_MAX_QUEUE is {self.max_images} images)")
 
     def widths_for(self, pinned: Width | None, min_accuracy: float | None) -> tuple[Width, ...]:
         """The trained widths that a pin and an accuracy floor allow. Raises Impossible, listing what exists."""

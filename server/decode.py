@@ -198,7 +198,10 @@ class ImageDecoder:
             raise self._too_large(f"{width} x {height} = {width * height}")
 
     def _too_large(self, num_pixels: str) -> TooLarge:
-        return TooLarge(f"The image declares {num_pixels} pixels; the limit is {self.max_pixels}: send a smaller one.")
+        return TooLarge(
+            f"The image declares {num_pixels} pixels; the limit is {self.max_pixels} (SCALA_MAX_PIXELS): send a "
+            "smaller one."
+        )
 
 
 def _silence_libtiff() -> None:

@@ -184,7 +184,10 @@ CLASSIFY: dict[str, Any] = {
         ),
         413: refused(
             "More bytes, pixels or images than the limit",
-            errors.TooLarge("The image declares 90000 x 90000 = 8100000000 pixels; the limit is 50000000."),
+            errors.TooLarge(
+                "The image declares 90000 x 90000 = 8100000000 pixels; the limit is 50000000 (SCALA_MAX_PIXELS): "
+                "send a smaller one."
+            ),
         ),
         415: refused("Not an image type we read", errors.UnsupportedImage("The bytes are no image we recognise.")),
         422: refused(

@@ -127,7 +127,10 @@ INFER: dict[str, Any] = {
         **_UNKNOWN,
         413: refused(
             "More bytes, pixels, images or JSON values than the limit",
-            errors.TooLarge("The image declares 90000 x 90000 = 8100000000 pixels; the limit is 50000000."),
+            errors.TooLarge(
+                "The image declares 90000 x 90000 = 8100000000 pixels; the limit is 50000000 (SCALA_MAX_PIXELS): "
+                "send a smaller one."
+            ),
         ),
         415: refused(
             "A content type or coding that is not read here, or no image type that is",

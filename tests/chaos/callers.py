@@ -22,6 +22,7 @@ LATE_MS, QUIET_MS = 50, 10
 LATE_SHARE, WORST_MS = 0.01, 150
 GIVE_UP_S = 30.0
 PAUSE_S = 0.005  # between two requests of a caller: what is measured is the fault, not a load
+SERVED = 0.9  # of all answers, where a fault is nothing to callers; measured 1
 WELL_S = 3.0  # after a fault that leaves nothing to mend; measured 0.01 to 0.1, and 0.5 with other work on both cores
 
 
@@ -140,6 +141,13 @@ def expect_in_time(seen: Seen, fault_ms: float = 0.0) -> None:
     """``fault_ms``: for how long the fault itself keeps everything from being answered."""
     assert not seen.lost, seen.lost[:3]
     expect_punctual([late_ms - fault_ms for late_ms in seen.lateness_ms])
+
+
+def expect_served(seen: Seen) -> None:
+    """In time, and not by refusing: all but a few are answered, and none with another status."""
+    expect_in_time(seen)
+    assert set(seen.statuses) <= {200, 429}, seen
+    assert seen.statuses[200] >= SERVED * len(seen.replies), seen
 
 
 def expect_punctual(

@@ -27,10 +27,11 @@ import pytest
 from PIL import Image
 
 from scala_model.checkpoint import CARD, WEIGHTS, default_checkpoint
-from tests.chaos.callers import calling, expect_in_time, left_after, tell, warmed, well_after
+from tests.chaos.callers import calling, expect_in_time, expect_served, left_after, tell, warmed, well_after
 from tests.chaos.conftest import Tally
 from tests.chaos.faulty_server import BLOCKED_S, STANDSTILL_S
 from tests.service.service_process import ROOT, Running, serving
+from tests.unit.toy import write_toy
 
 pytestmark = pytest.mark.service
 BUDGET_MS = 500.0
@@ -92,8 +93,7 @@ def test_a_server_whose_log_goes_nowhere_serves_and_leaves_as_ever(
         server.process.send_signal(signal.SIGTERM)
         left_s = left_after(server, 0, LEAVES_S)
     tell(tally, f"standard error: {how}, from the start", seen, None, left_s)
-    expect_in_time(seen)
-    assert set(seen.statuses) <= {200, 429}, seen
+    expect_served(seen)
 
 
 def test_nobody_waits_for_a_log_that_nobody_reads(
@@ -115,8 +115,7 @@ def test_nobody_waits_for_a_log_that_nobody_reads(
                     read += log.read(2**16) or b""
                     time.sleep(0.01)
         tell(tally, "standard error: a full pipe that nobody reads", seen, recovery_s)
-    expect_in_time(seen)
-    assert set(seen.statuses) <= {200, 429}, seen
+    expect_served(seen)
     assert b"path=/v1/classify" in read, "what waited is written"
 
 
@@ -134,8 +133,7 @@ def test_disks_that_fill_up_cost_records_and_no_answers(tmp_path: Path, photos: 
             time.sleep(0.3)
         server.wait_until(lambda: "lines before this one are lost" in (tmp_path / "log").read_text())
         tell(tally, "disk full: log, decision log", seen, recovery_s)
-    expect_in_time(seen)
-    assert set(seen.statuses) <= {200, 429}, seen
+    expect_served(seen)
     assert dropped > 0, "the metrics tell of decisions that were not recorded"
 
 
@@ -150,8 +148,7 @@ def test_a_latency_profile_that_finds_no_room_is_not_kept(tmp_path: Path, photos
             server.wait_until(lambda: "measured latencies are not kept for the next start: " in log.read_text())
         tell(tally, "disk full: latency profile", seen, well_after(server, photos[0]))
         assert list(folder.iterdir()) == [], "no part of it either"
-    expect_in_time(seen)
-    assert set(seen.statuses) <= {200, 429}, seen
+    expect_served(seen)
     with serving(log) as server:
         server.wait_until(lambda: any(path.stat().st_size > 3000 for path in folder.glob("latency-*.json")))
 
@@ -163,20 +160,22 @@ def test_a_checkpoint_that_goes_bad_under_a_server_is_nothing_to_it_and_ends_the
     tmp_path: Path, photos: list[bytes], tally: Tally, profiles: str
 ) -> None:
     """The weights are read, not mapped: a file that is cut short is no bus error."""
-    folder = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint")
+    folder, other = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint"), write_toy(tmp_path / "other")
     with serving(tmp_path / "log", CHECKPOINT=str(folder), PROFILE_DIR=profiles) as server:
         server.wait_ready()  # and widths are still being loaded
         with calling(server, photos, BUDGET_MS) as seen:
             os.truncate(folder / WEIGHTS, 1000)
             (folder / CARD).write_text("{")
+            time.sleep(0.3)
+            for name in (CARD, WEIGHTS):  # another network's, good as they are
+                os.replace(other / name, folder / name)
             recovery_s = well_after(warmed(server), photos[0])
             before = class_of(server, photos[0])
-        expect_in_time(seen)
-        assert set(seen.statuses) <= {200, 429}, seen
+        expect_served(seen)
         with serving(tmp_path / "healthy", PROFILE_DIR=profiles) as healthy:
             healthy.wait_ready()
             assert class_of(healthy, photos[0]) == before
-    tell(tally, "checkpoint cut short and overwritten while it is served", seen, recovery_s)
+    tell(tally, "checkpoint cut short, overwritten and replaced while it is served", seen, recovery_s)
     for damage in (CARD, WEIGHTS):
         fresh = shutil.copytree(default_checkpoint(), tmp_path / damage)
         os.truncate(fresh / damage, 1000)
@@ -306,9 +305,9 @@ def test_with_a_quarter_of_the_processor_it_gives_up_accuracy_and_gets_it_back(
     tell(tally, f"a quarter of the processor, {means}", seen, recovery_s)
     expect_in_time(seen, 100)
     assert set(seen.statuses) <= {200, 429, 504}, seen
-    assert 200 in {reply.status for reply in seen.replies[num_before - 100 : num_before]}, (
-        "some are served all the same"
-    )
+    answered = [reply for reply in seen.replies[num_before - 100 : num_before] if reply.status == 200]
+    assert answered, "some are served all the same"
+    assert min(float(reply.headers["x-scala-width"]) for reply in answered) < 1, "it gives up accuracy"
 
 
 def test_a_process_that_was_stopped_goes_on(server: Running, photos: list[bytes], tally: Tally) -> None:
@@ -361,7 +360,9 @@ def test_without_memory_for_more_it_serves_what_it_can_and_refuses_the_rest(
         time.sleep(0.3)
         resource.prlimit(pid, resource.RLIMIT_AS, (2**20, resource.RLIM_INFINITY))
         refused = [server.http.post("/v1/classify", content=large) for _ in range(3)]
+        num_before = len(seen.replies)
         time.sleep(FAULT_S)
+        small = [reply.status for reply in seen.replies[num_before:]]
         resource.prlimit(pid, resource.RLIMIT_AS, UNLIMITED)
         recovery_s = well_after(server, photos[0])
         time.sleep(0.3)
@@ -372,6 +373,7 @@ def test_without_memory_for_more_it_serves_what_it_can_and_refuses_the_rest(
     assert 503 in statuses, "or there was memory"
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429, 503}, seen
+    assert small.count(200) > len(small) / 2, "small images are answered"
 
 
 def test_without_file_descriptors_those_who_are_connected_are_served_and_others_once_there_are_some(
@@ -384,7 +386,10 @@ def test_without_file_descriptors_those_who_are_connected_are_served_and_others_
         limit = len(os.listdir(f"/proc/{pid}/fd")) + 2
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(30)]
-        with pytest.raises(httpx.TransportError), httpx.Client(base_url=server.http.base_url, timeout=5) as http:
+        with (
+            pytest.raises(httpx.TransportError) as ended,
+            httpx.Client(base_url=server.http.base_url, timeout=5) as http,
+        ):
             http.get("/readyz")
         probes = [server.http.get(path).status_code for path in ("/readyz", "/livez", "/metrics")]
         time.sleep(FAULT_S)
@@ -399,9 +404,9 @@ def test_without_file_descriptors_those_who_are_connected_are_served_and_others_
         recovery_s += time.monotonic() - fresh_s
         resource.prlimit(pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
     tell(tally, "no file descriptor left: new connections are closed at once, old ones served", seen, recovery_s)
+    assert not isinstance(ended.value, httpx.TimeoutException), "closed at once"
     assert probes == [200, 200, 200]
-    expect_in_time(seen)
-    assert set(seen.statuses) <= {200, 429}, seen
+    expect_served(seen)
 
 
 # -- signals
@@ -416,16 +421,18 @@ def test_a_signal_to_leave_is_followed_when_all_are_answered(
         server.wait_ready()
         with calling(server, photos, BUDGET_MS) as seen:
             time.sleep(0.3)
-            asked = time.monotonic()
+            asked, num_before = time.monotonic(), len(seen.replies)
             for _ in range(2 if name == "SIGHUP" else 1):
                 server.process.send_signal(getattr(signal, name))
                 time.sleep(0.2)
             assert server.http.get("/readyz").status_code == 503
+            meanwhile = {reply.status for reply in seen.replies[num_before:]}
             left_after(server, 0, LEAVES_S)
             left_s = time.monotonic() - asked
     tell(tally, name, seen, None, left_s)
     expect_in_time(seen)
     assert set(seen.statuses) <= {200, 429, 503}, seen
+    assert 200 in meanwhile, "until the grace is over"
 
 
 def test_who_wants_hang_ups_ignored_has_them_ignored(tmp_path: Path, profiles: str) -> None:

@@ -98,3 +98,25 @@ def test_a_machine_without_a_driver_has_no_cuda(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
     assert not choice._has_cuda()
+
+
+@pytest.mark.parametrize(
+    ("with_torch", "sentence"),
+    [(False, "torch is not: the CPU serves; pip install 'scala-serve[torch]'"), (True, "finds no CUDA device with it")],
+)
+def test_a_driver_without_a_device_for_torch_leaves_the_cpu_to_serve_and_it_is_said(
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    with_torch: bool,
+    sentence: str,
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: None)
+    if with_torch:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    else:
+        uninstall(monkeypatch, "torch")
+    assert not choice._has_cuda()
+    assert sentence in caplog.text
+    assert isinstance(engine_of(Settings(), checkpoint, 1.0), OpenVinoEngine)

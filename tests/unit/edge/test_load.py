@@ -43,6 +43,8 @@ def test_a_full_queue_refuses(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         replies = await asyncio.gather(*(site.classify() for _ in range(10)))
         assert statuses(replies) == {200: 3, 429: 7}
+        for reply in replies:
+            assert reply.status == 200 or "SCALA_MAX_QUEUE is 3 images" in check_problem(reply, 429)
 
     site(scenario, max_queue=3)
 

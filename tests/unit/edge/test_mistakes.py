@@ -110,7 +110,7 @@ def test_too_many_bytes_are_refused_by_their_declared_size_before_one_is_read(si
 
     async def scenario(site: Site) -> None:
         reply = await site.classify(headers={"Content-Length": str(BODY_LIMIT + 1)}, receive=never)
-        assert str(BODY_LIMIT) in check_problem(reply, 413)
+        assert f"{BODY_LIMIT} (SCALA_MAX_BODY_BYTES)" in check_problem(reply, 413)
 
     site(scenario)
 
@@ -128,7 +128,7 @@ def test_too_many_bytes_are_refused_when_they_come_undeclared(site: Runner) -> N
 def test_too_many_pixels_are_refused(site: Runner) -> None:
     async def scenario(site: Site) -> None:
         assert (await site.classify(png(1, (100, 100)))).status == 200
-        assert str(PIXEL_LIMIT) in check_problem(await site.classify(png(1, (101, 100))), 413)
+        assert f"{PIXEL_LIMIT} (SCALA_MAX_PIXELS)" in check_problem(await site.classify(png(1, (101, 100))), 413)
 
     site(scenario)
 
@@ -147,7 +147,7 @@ def test_more_images_than_the_queue_holds_are_refused_for_good(site: Runner) -> 
         body, headers = form(*[IMAGE] * 3)
         assert (await site.classify(body, headers)).status == 200
         body, headers = form(*[IMAGE] * 4)
-        assert "fewer" in check_problem(await site.classify(body, headers), 413)
+        assert "3 (SCALA_MAX_QUEUE): send fewer" in check_problem(await site.classify(body, headers), 413)
         assert site.services.admission.images == 0
 
     site(scenario, max_queue=3)
