@@ -43,7 +43,7 @@ ONE_CORE_BUDGET_MS = 200
 ONE_CORE_WELL_S = 5  # 2 on a core of its own
 # Its event loop shares that core with the engine, as in ``test_overload``, and whatever else runs takes it as well. How
 # late answers are is told, not judged: 0.025 of them by up to 0.2 s in one run, 0.1 by up to 1.9 s in another.
-ONE_CORE_MET = 0.3  # of all, answered in time; measured 0.83 to 0.99; judged only where the server had its core
+ONE_CORE_MET = 0.6  # of all, answered in time; measured 0.81 to 0.99; judged only where the server had its core
 ONE_CORE_OWN = 0.7
 ONE_CORE_TIMES, ONE_CORE_S = 1.3, 8  # what it serves at full width
 
