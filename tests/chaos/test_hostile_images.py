@@ -260,6 +260,7 @@ class Campaign:
     server: Running
     bomb_share: float
     random: Random
+    looks_after_each: bool = False  # whether the server is ready
     statuses: Counter[int] = field(default_factory=Counter)
     num_lost: int = 0
     lateness_ms: list[float] = field(default_factory=list)  # of those with a budget
@@ -277,7 +278,8 @@ class Campaign:
                     self.num_lost += 1
                     continue
                 check(sent, reply)
-                assert (await client.request("GET", "/readyz", b"", {})).status == 200, "healthy after each"
+                if self.looks_after_each:
+                    assert (await client.request("GET", "/readyz", b"", {})).status == 200
                 self.statuses[reply.status] += 1
                 if sent.headers.get("X-Latency-Budget-Ms") == str(BUDGET_MS):
                     self.lateness_ms.append(1000 * reply.latency_s - BUDGET_MS)
@@ -298,7 +300,7 @@ class Campaign:
 
 def test_hostile_requests_over_http(server: Running, photos: list[bytes], tally: Tally) -> None:
     for part in range(3):
-        campaign = Campaign(server, bomb_share=0.01, random=Random(SEED - 1 + part))
+        campaign = Campaign(server, bomb_share=0.01, random=Random(SEED - 1 + part), looks_after_each=True)
         asyncio.run(campaign.run(NUM_OVER_HTTP // 3))
         recovery_s = healthy_after(server, photos[0])
         tally.inputs(campaign.statuses.total() + campaign.num_lost)
