@@ -336,7 +336,8 @@ def test_a_process_that_was_stopped_for_too_long_leaves(
             server.process.send_signal(signal.SIGSTOP)
             time.sleep(STANDSTILL_S + 1)
             server.process.send_signal(signal.SIGCONT)
-            left_s = left_after(server, 1, LEAVES_S)
+            # Python tells where threads are that run again by then, and once in a while trips over one.
+            left_s = left_after(server, 1, LEAVES_S, or_code=-signal.SIGSEGV)
     tell(tally, f"stopped for {STANDSTILL_S + 1:g} s (the limit set to {STANDSTILL_S:g} s)", seen, None, left_s)
     assert len(seen.lost) <= 2 * 4, "those who were asking, and asked again before the door was closed"
     assert "Timeout (0:00:03)!" in (tmp_path / "log").read_text()
